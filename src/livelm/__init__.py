@@ -1,0 +1,1 @@
+"""livelm: small language models that learn from live streams."""

@@ -1,0 +1,209 @@
+"""The nouns every part speaks: documents and cursors, tokens, batches, what was scored, and the contracts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+LN_2 = 0.6931471805599453
+"""Nats per bit."""
+
+Json = None | bool | int | float | str | list[Any] | dict[str, Any]
+"""What JSON can hold (the inner levels are not checked by types)."""
+
+State = dict[str, Tensor]
+"""What a model carries from one batch to the next, by name; first axis of every tensor is the lane."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One piece of a stream: a page, a file, a session, or a slice of one that is too long to hold.
+
+    A long or endless document arrives in pieces with the same `id`: the first has `offset` 0, each next one
+    continues where the last ended, and `last` is False until the final piece.
+    """
+
+    text: bytes
+    id: str
+    """Stable: the same document has the same id however often it is read."""
+    source: str
+    """The name of the source in `SOURCES`."""
+    offset: int = 0
+    """Bytes of this document that earlier pieces delivered."""
+    last: bool = True
+    """Whether the document ends with this piece."""
+    at: str | None = None
+    """When the document was made or seen, ISO 8601."""
+    url: str | None = None
+    context: tuple[tuple[int, int], ...] = ()
+    """Byte ranges [start, stop) of `text` that are read but neither scored nor learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a stream: "continue after this document". Plain JSON, so it survives any store."""
+
+    source: str
+    """The name of the source that made it; a source refuses a foreign cursor."""
+    at: Mapping[str, Json] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where text comes from."""
+
+    bounded: bool
+    """Whether the stream ends by itself."""
+    replayable: bool
+    """Whether `read(cursor)` can deliver the past again; if not, the spool is obligatory."""
+
+    def read(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
+        """Yield every document after `cursor` (None: from the start) with the cursor that continues after it.
+
+        Raises SourceError for a missing, unreadable or foreign thing, naming it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Make a blocked `read` end within a second; safe to call from any thread, more than once."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: what is read, whether it ends, whether it can be read again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Some tokens and the bytes each stands for."""
+
+    ids: NDArray[np.int32]
+    """(n,) token numbers below the vocabulary size."""
+    n_bytes: NDArray[np.int32]
+    """(n,) bytes of the document each token covers; the sum is exact for any input."""
+
+
+class Encoder(Protocol):
+    """Turns one document into tokens while it arrives in pieces."""
+
+    def feed(self, piece: bytes) -> Tokens:
+        """Take the next piece; return the tokens that no later byte can change."""
+        ...
+
+    def finish(self) -> Tokens:
+        """Return what was held back at the end of the document; the encoder is then fresh again."""
+        ...
+
+    @property
+    def held(self) -> bytes:
+        """Bytes taken but not yet returned as tokens; feeding them to a fresh encoder restores this one."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Bytes to tokens and back: deterministic, causal, lossless."""
+
+    adaptive: bool
+    """Whether the vocabulary changes while it reads."""
+    n_vocabulary: int
+    mark: int
+    """The token that opens every document; it stands for no byte."""
+
+    def encoder(self) -> Encoder:
+        """A fresh encoder for one document."""
+        ...
+
+    def encode(self, text: bytes) -> Tokens:
+        """Encode a whole document at once, without the mark."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes these tokens stand for; the mark stands for none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentStart:
+    """The first time a batch meets a document."""
+
+    ordinal: int
+    """How many documents began before it in this run."""
+    id: str
+    source: str
+    at: str | None
+    url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSpan:
+    """Which positions of a batch belong to which document: tokens[lane, start:stop]."""
+
+    ordinal: int
+    lane: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The next T tokens of B lanes. A lane is one continuing stream with its own carried state."""
+
+    tokens: Int[Tensor, "B T"]
+    """The tokens to predict, in stream order; the model's input is the same row shifted by one."""
+    starts: Bool[Tensor, "B T"]
+    """True at the first token (the mark) of each document; nothing before it may influence what follows."""
+    graded: Bool[Tensor, "B T"]
+    """True where the prediction counts and may be learned from."""
+    n_bytes: Int[Tensor, "B T"]
+    """Bytes each graded token stands for; 0 where not graded."""
+    index: int
+    """How many batches came before."""
+    spans: tuple[DocumentSpan, ...]
+    begun: tuple[DocumentStart, ...]
+    cursor: Any
+    """A `feed.FeedCursor`: continues after this batch. Opaque to everyone but the feed."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A next-token predictor that carries state. Implementations are `torch.nn.Module`s."""
+
+    Config: ClassVar[type]
+    context_reach: int | None
+    """How many tokens back a prediction can see; None: without limit."""
+
+    def init_state(self, n_lanes: int) -> State:
+        """The state before anything was read."""
+        ...
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T V"], State]:
+        """Logits of the token after each position, and the state after the last one.
+
+        Where `starts[b, t]` is true, position t and everything after it is computed as if lane b had just begun.
+        The returned state is detached: no gradient crosses a batch.
+        """
+        ...
+
+    def nats(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], State]:
+        """-ln p(target) of the token after each position: what `forward` and a full softmax give, maybe faster."""
+        ...
+
+    def flops_per_token(self) -> int:
+        """Multiply-adds times two of one token's forward pass at full context (attention included)."""
+        ...
+
+    def parameter_kinds(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
+        """Every trainable parameter once, under one of `matrix`, `table`, `vector` (how optimizers treat it)."""
+        ...
