@@ -1,10 +1,15 @@
 """Recipes: TOML files turned into frozen, validated settings; unknown keys are refused with the nearest name."""
 
-from collections.abc import Mapping
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module, resources
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from livelm.errors import ConfigError
 
@@ -15,7 +20,125 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-S = TypeVar("S", bound=Settings)
+class Part(BaseModel):
+    """A section whose `name` picks an entry of a registry; the rest is validated by that entry's own `Config`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Everything in the section except the name."""
+        return dict(self.model_extra or {})
+
+
+class RunSettings(Settings):
+    """What concerns the run as a whole."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seeds every random number of the run."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the learner; 0: all cores."""
+    budget: str = ""
+    """How much to read before stopping, such as "60s", "10m" or "5MB"; empty: until the stream ends."""
+
+
+class SourceSettings(Settings):
+    """Where the text comes from."""
+
+    uris: tuple[str, ...] = ()
+    """SOURCE arguments, as on the command line."""
+
+
+class FeedSettings(Settings):
+    """How documents become batches."""
+
+    lanes: int = Field(default=1, ge=1, le=1024)
+    """Streams read side by side, each with its own carried state. 1 keeps the stream in order."""
+    update_tokens: int = Field(default=64, ge=1, le=65536)
+    """Tokens per lane between two updates."""
+    prefetch: int = Field(default=8, ge=1, le=1024)
+    """Batches prepared ahead in the background."""
+
+
+class LearnSettings(Settings):
+    """How an update is taken, and when it is refused."""
+
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    explosion: float = Field(default=100.0, gt=1)
+    """An update whose gradient norm exceeds this many times the usual one is skipped."""
+
+
+class CheckpointSettings(Settings):
+    """When a run saves itself."""
+
+    every_s: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; 0 saves after every update."""
+    keep: int = Field(default=2, ge=1)
+    """Complete checkpoints kept on disk."""
+
+
+class SpoolSettings(Settings):
+    """The durable copy of a stream that cannot be read twice."""
+
+    segment_bytes: int = Field(default=16 << 20, ge=4096)
+    """A new file is begun after this many bytes."""
+    max_bytes: int = Field(default=4 << 30, ge=8192)
+    """Most bytes on disk; the oldest that a checkpoint no longer needs go first, then the source waits."""
+
+
+class Recipe(Settings):
+    """Everything that decides what a run does."""
+
+    name: str = "run"
+    run: RunSettings = RunSettings()
+    source: SourceSettings = SourceSettings()
+    tokenizer: Part = Part(name="bytes")
+    feed: FeedSettings = FeedSettings()
+    model: Part
+    optimizer: Part
+    schedule: Part = Part(name="constant")
+    learn: LearnSettings = LearnSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    spool: SpoolSettings = SpoolSettings()
+
+
+SIZES = ("tiny", "small", "base")
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_recipe(path: Path | None, size: str, changes: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from a file (whole sections replace those of the size), then the `--set` changes, in order.
+
+    Raises ConfigError naming the file, key and value at fault.
+    """
+    values = _read_size(size)
+    if path is not None:
+        values.update(load_toml(path))
+    for change in changes:
+        _apply(values, change)
+    return validate(Recipe, values, "")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises ConfigError naming it and the line at fault."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe {str(path)!r}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} cannot be read: {error}.") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML that `load_recipe` reads back to an equal one."""
+    values = recipe.model_dump(mode="json")
+    top = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for section, entries in values.items():
+        if isinstance(entries, dict):
+            kept = {key: value for key, value in entries.items() if value is not None}  # TOML has no null
+            top += ["", f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in kept.items())]
+    return "\n".join(top) + "\n"
 
 
 def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -23,13 +146,94 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
     Raises ConfigError that names the key, the value and what would be right.
     """
-    try:
-        return kind.model_validate(dict(values))
+    try:  # through JSON, because only there strict mode takes an array for a tuple
+        return kind.model_validate_json(json.dumps(dict(values), default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(kind, where, e) for e in error.errors())) from None
 
 
-def _explain(kind: type[Settings], where: str, error: Any) -> str:
+def choose(registry: Mapping[str, Any], name: str, where: str) -> Any:
+    """The registry's entry, or for a name with a colon the class at `package.module:Class`.
+
+    Raises ConfigError with the nearest known name.
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{where} is {name!r}, which cannot be imported: {error}.") from None
+    if name not in registry:
+        near = get_close_matches(name, list(registry), n=1, cutoff=0.4)
+        advice = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{where} is {name!r}. {advice}Known: {', '.join(sorted(registry))}.")
+    return registry[name]
+
+
+class Budget(Settings):
+    """How much a run may use; None: no limit of that kind."""
+
+    seconds: float | None = None
+    n_bytes: int | None = None
+
+
+_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_UNITS_B = {"b": 1, "kb": 1000, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def parse_budget(text: str) -> Budget:
+    """Read "60s", "10m", "2h", "500KB", "5MB", "1GiB"; empty means no limit.
+
+    >>> parse_budget("5MB").n_bytes
+    5000000
+    """
+    if not text:
+        return Budget()
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
+    unit = match[2].lower() if match else ""
+    if match and float(match[1]) > 0 and unit in _UNITS_S:
+        return Budget(seconds=float(match[1]) * _UNITS_S[unit])
+    if match and float(match[1]) > 0 and unit in _UNITS_B:
+        return Budget(n_bytes=max(1, int(float(match[1]) * _UNITS_B[unit])))
+    raise ConfigError(f"--for is {text!r}; give a time or an amount, such as 60s, 10m, 2h, 500KB or 5MB.")
+
+
+def _read_size(size: str) -> dict[str, Any]:
+    if size not in SIZES:
+        raise ConfigError(f"--size is {size!r}. Known: {', '.join(SIZES)}.")
+    return tomllib.loads(resources.files("livelm").joinpath(f"sizes/{size}.toml").read_text("utf-8"))
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {change!r}: write it as section.key=value, such as model.d_model=256.")
+    section = values
+    for name in path[:-1]:
+        inner = section.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {change!r}: {name!r} is a value, not a section.")
+        section = inner
+    value = _parse_value(text.strip())
+    if path[-1] == "name" and len(path) == 2 and section.get("name") != value:
+        section.clear()  # another architecture: the settings of the one before do not apply to it
+    section[path[-1]] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set model.name=worker
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers, booleans and arrays are TOML's too, but for the two words below
+    return json.dumps(value, ensure_ascii=False).replace("Infinity", "inf").replace("NaN", "nan")
+
+
+def _explain(kind: type[BaseModel], where: str, error: Any) -> str:
     place = ".".join([where, *map(str, error["loc"])]).strip(".")
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(kind, error["loc"][:-1]))
@@ -42,10 +246,10 @@ def _explain(kind: type[Settings], where: str, error: Any) -> str:
     return f"{place!r} is {error['input']!r}: {message[0].lower()}{message[1:]}."
 
 
-def _fields_at(kind: type[Settings], path: tuple[Any, ...]) -> set[str]:
+def _fields_at(kind: type[BaseModel], path: tuple[Any, ...]) -> set[str]:
     for name in path:
         inner = kind.model_fields[name].annotation if name in kind.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return set()
         kind = inner
     return set(kind.model_fields)

@@ -1,15 +1,15 @@
 """Every error livelm raises on purpose, drawn as one tree; each message says what, where, and what to do next.
 
-    LivelmError                 exit code 1
-    ├── ConfigError             2   a recipe, a setting or a command line is wrong
-    ├── SourceError             3   the stream cannot be read (missing, unreadable, empty, unreachable)
-    │   └── SpoolError          3   the durable copy of a live stream is damaged
-    ├── RunError                4   a run directory cannot be used (locked, foreign, newer, damaged)
-    │   ├── CheckpointError     4   a checkpoint is damaged or belongs to another recipe
-    │   └── JournalError        4   the journal is damaged
-    ├── StorageError            5   the disk is full or refuses to write; what was saved is intact
-    ├── ContractError           6   score-first, a shape or a vocabulary was violated: a programming error
-    └── Unavailable             7   an optional part is not installed; says the one line that installs it
+LivelmError                 exit code 1
+├── ConfigError             2   a recipe, a setting or a command line is wrong
+├── SourceError             3   the stream cannot be read (missing, unreadable, empty, unreachable)
+│   └── SpoolError          3   the durable copy of a live stream is damaged
+├── RunError                4   a run directory cannot be used (locked, foreign, newer, damaged)
+│   ├── CheckpointError     4   a checkpoint is damaged or belongs to another recipe
+│   └── JournalError        4   the journal is damaged
+├── StorageError            5   the disk is full or refuses to write; what was saved is intact
+├── ContractError           6   score-first, a shape or a vocabulary was violated: a programming error
+└── Unavailable             7   an optional part is not installed; says the one line that installs it
 """
 
 

@@ -205,5 +205,47 @@ class Model(Protocol):
         ...
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
-        """Every trainable parameter once, under one of `matrix`, `table`, `vector` (how optimizers treat it)."""
+        """Every trainable parameter once, by how optimizers treat it.
+
+        The kinds are `matrix`, `table`, `vector`, and `rows` (a table with row-sparse gradients).
+        """
         ...
+
+
+class Scored:
+    """A batch that was graded with the weights as they were before it: the only thing that may change anything.
+
+    Only `learn.Learner.score` makes one (it alone holds the seal), and `learn.Learner.update` takes each one once.
+    """
+
+    __slots__ = ("batch", "bits", "loss", "n_bytes", "n_tokens", "nats", "seal", "spent")
+
+    def __init__(self, *, seal: object, batch: Batch, nats: Float[Tensor, "B T"], loss: Tensor) -> None:
+        """Keep what was graded; `loss` (a scalar) still carries the graph of the very pass that was graded."""
+        self.seal = seal
+        self.spent = False
+        self.batch = batch
+        self.nats = nats
+        """(B, T) cost of each token in nats, float64, detached; 0 where not graded."""
+        self.loss = loss
+        self.bits = float(nats.sum()) / LN_2
+        self.n_bytes = int(batch.n_bytes.sum())
+        self.n_tokens = int(batch.graded.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update did."""
+
+    index: int
+    """The index of the batch it learned from."""
+    gradient_norm: float
+    """Length of the whole gradient before clipping."""
+    rate: float
+    """The learning rate of the first parameter group."""
+    skipped: str | None
+    """Why nothing was changed; None when the update was taken."""
+
+
+Record = dict[str, Any]
+"""One line of the journal: a JSON object with a `kind`."""

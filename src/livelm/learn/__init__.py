@@ -1,1 +1,7 @@
-"""TODO"""
+"""Grade, then learn; guard the weights; save and restore everything exactly."""
+
+from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sync_path
+from livelm.learn.guard import Guard
+from livelm.learn.learner import Learner, Optimizer
+
+__all__ = ["Guard", "Learner", "Optimizer", "list_checkpoints", "load_checkpoint", "save_checkpoint", "sync_path"]

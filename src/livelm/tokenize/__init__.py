@@ -1,1 +1,10 @@
-"""TODO"""
+"""Bytes to tokens and back while a document arrives; the sum of bytes per token is exact for any input."""
+
+from livelm.tokenize.bpe import Bpe
+from livelm.tokenize.bytes import Bytes
+
+TOKENIZERS = {
+    "bpe": Bpe,
+    "bytes": Bytes,
+}
+"""Every tokenizer by the name a recipe uses; each is built with `kind(kind.Config(...))`."""

@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all set-up themselves; nothing is needed but Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench golden format clean
+
+demo: $(READY)  ## learn from this Python's own standard library for a minute
+	$(BIN)/livelm run demo: --for 60s
+
+test: $(READY)  ## every test
+	$(BIN)/pytest
+
+check: $(READY)  ## lint, types, layers and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pytest -m "not slow"
+
+bench: $(READY)  ## the benchmarks; minutes to hours, each prints ratios and keeps a record
+	$(BIN)/python -m bench
+
+golden: $(READY)  ## write the golden scores anew: a conscious change of numbers
+	$(BIN)/python -m tests.golden.write
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)

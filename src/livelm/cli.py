@@ -1,0 +1,284 @@
+"""The command line: one function per verb, thin."""
+
+import json
+import sys
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from livelm.config import FeedSettings, load_recipe, parse_budget
+from livelm.doctor import examine
+from livelm.errors import ConfigError, LivelmError, RunError
+from livelm.evaluate.baselines import measure
+from livelm.evaluate.generate import generate as sample
+from livelm.evaluate.grade import grade
+from livelm.evaluate.plot import plot_compare, plot_run
+from livelm.evaluate.report import compare_json, compare_table, show_table
+from livelm.feed import batches
+from livelm.folder import RunFolder
+from livelm.run import fork as fork_session
+from livelm.run import load, run_session, start
+from livelm.run import resume as resume_session
+from livelm.session import Session, Stop
+from livelm.sources import open_sources
+from livelm.telemetry.fold import Fold, fold_journal
+from livelm.telemetry.graded import MAX_BYTES
+from livelm.telemetry.terminal import JsonView, LiveView, PlainView
+
+app = typer.Typer(
+    name="livelm",
+    help="Small language models that learn from live streams, graded before they learn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: model.d_model=256.")]
+For = Annotated[str, typer.Option("--for", metavar="AMOUNT", help="How much to read: 60s, 10m, 500KB, 5MB.")]
+Out = Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<time>-<name>).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seeds every random number.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the learner (default: all cores).")]
+Size = Annotated[str, typer.Option(help="The one dial: tiny, small or base.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command()
+def run(
+    inputs: Annotated[list[str], typer.Argument(metavar="[RECIPE] SOURCE...", help="A recipe (.toml), then sources.")],
+    changes: Set = [],  # noqa: B006 - typer reads it
+    size: Size = "tiny",
+    budget: For = "",
+    out: Out = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a stream: predict every byte, then learn from it."""
+    has_recipe = inputs[0].endswith(".toml")
+    settings = _settings(changes, inputs[has_recipe:], budget, seed, threads)
+    recipe = load_recipe(Path(inputs[0]) if has_recipe else None, size, settings)
+    if not recipe.source.uris:
+        raise ConfigError("there is no SOURCE. Give a file, a directory, - for standard input, tail:FILE or demo:")
+    _drive(lambda stop: start(recipe, out, stop), as_json)
+
+
+@app.command()
+def resume(path: RunPath, budget: For = "", as_json: AsJson = False) -> None:
+    """Go on with a run exactly where its newest checkpoint was taken."""
+    _drive(lambda stop: resume_session(path, budget, stop), as_json)
+
+
+@app.command()
+def fork(
+    path: RunPath,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    budget: For = "",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a new run on another stream with what a run has learned."""
+    _drive(lambda stop: fork_session(path, _absolute(sources), out, budget, stop), as_json)
+
+
+@app.command()
+def show(
+    path: RunPath,
+    png: Annotated[Path | None, typer.Option(help="Where to draw bits per byte (default: RUN/curve.png).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run has learned, how fast, and what surprised it."""
+    fold = _fold(path)
+    if as_json:
+        _print_json(fold.summary())
+        return
+    target = png or path / "curve.png"
+    plot_run(fold, target)
+    console = Console()
+    console.print(show_table(fold))
+    console.print(f"curve: {target}", highlight=False)
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...")],
+    png: Annotated[Path | None, typer.Option(help="Draw all runs into one picture.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs on equal prefixes of what they read."""
+    if len(paths) < 2:
+        raise ConfigError("compare needs at least two runs.")
+    folds = {str(path): _fold(path) for path in paths}
+    if as_json:
+        _print_json(compare_json(folds))
+        return
+    Console().print(compare_table(folds))
+    if png is not None:
+        plot_compare(folds, png)
+
+
+@app.command(name="eval")
+def evaluate(
+    path: RunPath,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    budget: For = "",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Grade a stream without learning from it: each byte once."""
+    parts, learner = load(path)
+    limit, kept, total = parse_budget(budget), bytearray(), {"bits": 0.0, "n_bytes": 0, "n_tokens": 0, "n_documents": 0}
+    source = open_sources(sources)
+    began = monotonic()
+    one_lane = FeedSettings(lanes=1, update_tokens=parts.recipe.feed.update_tokens)
+    learner.reset_lanes(1)
+    for scored in grade(learner, batches(source, parts.tokenizer, one_lane, None)):
+        total["bits"] += scored.bits
+        total["n_bytes"] += scored.n_bytes
+        total["n_tokens"] += scored.n_tokens
+        total["n_documents"] += len(scored.batch.begun)
+        if len(kept) < MAX_BYTES:
+            kept += parts.tokenizer.decode(scored.batch.tokens[scored.batch.graded].tolist())
+        if total["n_bytes"] >= (limit.n_bytes or inf) or monotonic() - began >= (limit.seconds or inf):
+            break
+    source.close()
+    if not total["n_bytes"]:
+        raise RunError(f"{source.describe()}: there was not a single byte to grade.")
+    baselines = measure(bytes(kept))
+    result = {
+        "bits_per_byte": total["bits"] / total["n_bytes"],
+        **total,
+        "baselines": {name: getattr(baselines, name) for name in ("uniform", "unigram", "xz", "ppmd")},
+        "baselines_n_bytes": baselines.n_bytes,
+    }
+    if as_json:
+        _print_json(result)
+        return
+    typer.echo(
+        f"{result['bits_per_byte']:.4f} bits per byte over {total['n_bytes']:,} bytes "
+        f"of {total['n_documents']} documents (uniform 8, unigram {baselines.unigram:.3f}, xz {baselines.xz:.3f}, PPMd {baselines.ppmd:.3f})"
+    )
+
+
+@app.command()
+def generate(
+    path: RunPath,
+    prompt: Annotated[str, typer.Option(help="What the document begins with.")] = "",
+    n_bytes: Annotated[int, typer.Option("--bytes", min=1, help="At most so many bytes.")] = 500,
+    temperature: Annotated[float, typer.Option(help="1: as learned; 0: always the most probable.")] = 1.0,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text as the model would."""
+    parts, learner = load(path)
+    text = bytearray()
+    out = sys.stdout.buffer
+    for piece in sample(learner.model, parts.tokenizer, prompt.encode(), temperature=temperature, seed=seed or 0):
+        text += piece
+        if not as_json:
+            out.write(piece)
+            out.flush()
+        if len(text) >= n_bytes:
+            break
+    if as_json:
+        _print_json({"prompt": prompt, "text": text.decode("utf-8", "replace"), "n_bytes": len(text)})
+    else:
+        out.write(b"\n")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what is off, and the one line that turns it on."""
+    findings = examine()
+    if as_json:
+        _print_json([finding.to_json() for finding in findings])
+        return
+    for finding in findings:
+        typer.echo(f"{'on ' if finding.on else 'off'}  {finding.name:<12} {finding.detail}")
+
+
+def main() -> None:
+    """Run the command line; expected failures become one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except LivelmError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone; nobody is left to tell
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _settings(
+    changes: Sequence[str], sources: Sequence[str], budget: str, seed: int | None, threads: int | None
+) -> list[str]:
+    """The options of the command line as `--set` changes; options win over `--set`."""
+    settings = list(changes)
+    if sources:
+        settings.append(f"source.uris={json.dumps(_absolute(sources))}")
+    if budget:
+        parse_budget(budget)
+        settings.append(f"run.budget={json.dumps(budget)}")
+    settings += [f"run.seed={seed}"] if seed is not None else []
+    settings += [f"run.threads={threads}"] if threads is not None else []
+    return settings
+
+
+def _absolute(sources: Sequence[str]) -> list[str]:
+    """Paths made absolute, so that `resume` finds them from anywhere."""
+    return [_absolute_one(source) for source in sources]
+
+
+def _absolute_one(source: str) -> str:
+    scheme, colon, rest = source.partition(":")
+    if source == "-" or (colon and not Path(source).exists()):
+        return f"{scheme}:{Path(rest).expanduser().absolute()}" if scheme in ("files", "tail") and rest else source
+    return str(Path(source).expanduser().absolute())
+
+
+def _drive(open_session: Any, as_json: bool) -> None:
+    stop = Stop()
+    session: Session = open_session(stop)
+    stop.install()
+    fold = fold_journal(session.folder.journal_path) if session.n_batches else Fold()
+    view = JsonView() if as_json else LiveView(fold=fold) if sys.stdout.isatty() else PlainView(fold=fold)
+    try:
+        with view:
+            run_session(session, [view])
+    finally:
+        where = session.folder.path
+        if not as_json and where.exists() and session.n_batches:
+            typer.echo(f"kept in {where}; look: livelm show {where}; go on: livelm resume {where}", err=True)
+
+
+def _fold(path: Path) -> Fold:
+    """The journal of a run; baselines that it lacks are measured now."""
+    folder = RunFolder.open(path)
+    folder.first_record()
+    fold = fold_journal(folder.journal_path)
+    kept = min(folder.graded.stat().st_size, fold.n_bytes, MAX_BYTES) if folder.graded.exists() else 0
+    if kept and kept > (fold.baselines_n_bytes or 0):
+        with folder.graded.open("rb") as file:
+            fold = fold_journal(folder.journal_path, marks=[kept])
+            fold.take(measure(file.read(kept)).record(fold.active_s))
+    return fold
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"livelm: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,17 @@
+"""Grade a stream without learning from it: each byte once, by weights that do not change."""
+
+from collections.abc import Iterator
+
+import torch
+
+from livelm.learn import Learner
+from livelm.types import Batch, Scored
+
+
+def grade(learner: Learner, feed: Iterator[Batch]) -> Iterator[Scored]:
+    """Yield every batch graded; the lanes of the learner move on, its weights stay."""
+    with torch.no_grad():
+        for batch in feed:
+            scored = learner.score(batch)
+            learner.drop(scored)
+            yield scored

@@ -1,0 +1,172 @@
+"""Score a batch with the weights as they are, then (and only from that) learn: the heart of the honesty."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from livelm.config import LearnSettings
+from livelm.errors import CheckpointError, ContractError
+from livelm.learn.guard import Guard
+from livelm.types import Batch, Scored, State, Update
+
+
+class Optimizer(Protocol):
+    """What the learner needs of an optimizer; `torch.optim.Optimizer` has it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Change the parameters by their gradients."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later steps depend on."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        ...
+
+
+class Learner:
+    """A model, its optimizer, and the state each lane carries.
+
+    `score` grades a batch and never changes a weight; `update` takes only what `score` made, each thing once, in
+    order. One forward pass serves both: the graph that was graded is the graph that is differentiated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rate_factor: Callable[[int], float],
+        settings: LearnSettings,
+        shape: tuple[int, int, int],
+    ) -> None:
+        """`rate_factor(n_updates)` scales every base rate; `shape` is (lanes, vocabulary size, mark)."""
+        n_lanes, self._n_vocabulary, self._mark = shape
+        self.model, self.optimizer = model, optimizer
+        self._rate_factor, self._settings = rate_factor, settings
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._guard = Guard(settings)
+        self._seal = object()
+        self._pending: Scored | None = None
+        self.n_updates = 0
+        self.reset_lanes(n_lanes)
+
+    def reset_lanes(self, n_lanes: int) -> None:
+        """Begin every lane anew, as if nothing had been read; the weights stay."""
+        self.lanes: State = self.model.init_state(n_lanes)  # type: ignore[operator]
+        self._last = torch.full((n_lanes, 1), self._mark)
+        self._last_starts = torch.ones((n_lanes, 1), dtype=torch.bool)
+
+    def score(self, batch: Batch) -> Scored:
+        """Grade every token of the batch before anything learns from it, and move the lanes on.
+
+        Raises ContractError for ids outside the vocabulary or another number of lanes than the learner has.
+        """
+        if self._pending is not None:
+            raise ContractError(
+                f"batch {batch.index} would be scored before batch {self._pending.batch.index} was learned or dropped."
+            )
+        nats, loss = self._grade(batch)
+        self._pending = Scored(seal=self._seal, batch=batch, nats=nats, loss=loss)
+        return self._pending
+
+    def update(self, scored: Scored) -> Update:
+        """Learn from what was just scored. Raises ContractError for anything else, or for the same thing twice."""
+        if not isinstance(scored, Scored) or scored.seal is not self._seal:
+            raise ContractError(f"update takes what this learner scored, not {type(scored).__name__}.")
+        if scored.spent or scored is not self._pending:
+            raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
+        scored.spent, self._pending = True, None
+        factor = self._rate_factor(self.n_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_rate"] * factor
+        norm, skipped = 0.0, None
+        if scored.n_tokens:
+            self.optimizer.zero_grad()
+            norm, skipped = self._backward(scored.loss)
+            if skipped is None:
+                self.optimizer.step()
+        self.n_updates += 1
+        return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
+
+    def drop(self, scored: Scored) -> None:
+        """Score without learning (`eval`): forget the graph."""
+        scored.spent, self._pending = True, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later scores depend on, as a tree of tensors and plain values."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self._guard.state_dict(),
+            "lanes": dict(self.lanes),
+            "last": self._last,
+            "last_starts": self._last_starts,
+            "n_updates": self.n_updates,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._guard.load_state_dict(state["guard"])
+        self.lanes = dict(state["lanes"])
+        self._last, self._last_starts = state["last"], state["last_starts"]
+        self.n_updates = state["n_updates"]
+        torch.set_rng_state(state["random"])
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take only the weights. Raises CheckpointError naming missing, extra and misshapen tensors."""
+        own, given = self.model.state_dict(), state["model"]
+        faults = [f"{name} is missing" for name in own.keys() - given.keys()]
+        faults += [f"{name} is unknown" for name in given.keys() - own.keys()]
+        faults += [
+            f"{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own.keys() & given.keys()
+            if own[name].shape != given[name].shape
+        ]
+        if faults:
+            raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
+        self.model.load_state_dict(given)
+
+    def _grade(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        n_lanes, n_tokens = batch.tokens.shape
+        if n_lanes != len(self._last):
+            raise ContractError(f"batch {batch.index} has {n_lanes} lanes, the learner {len(self._last)}.")
+        if n_tokens == 0 or int(batch.tokens.max()) >= self._n_vocabulary or int(batch.tokens.min()) < 0:
+            raise ContractError(
+                f"batch {batch.index} has token ids from {int(batch.tokens.min())} to {int(batch.tokens.max())}; "
+                f"the vocabulary ends at {self._n_vocabulary - 1}."
+            )
+        inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)
+        starts = torch.cat([self._last_starts, batch.starts[:, :-1]], dim=1)
+        nats, lanes = self.model.nats(inputs, starts, batch.tokens, self.lanes)  # type: ignore[operator]
+        graded = nats.detach().double()
+        if not bool(torch.isfinite(graded).all()):
+            # a broken prediction is graded as no prediction (uniform), and its state must not reach the next batch
+            graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
+            lanes = self.model.init_state(n_lanes)  # type: ignore[operator]
+        self.lanes, self._last, self._last_starts = lanes, batch.tokens[:, -1:], batch.starts[:, -1:]
+        weight = batch.graded.to(nats.dtype)
+        loss = (nats * weight).sum() / weight.sum().clamp(min=1)
+        return graded * batch.graded, loss
+
+    def _backward(self, loss: Tensor) -> tuple[float, str | None]:
+        if not math.isfinite(float(loss)):
+            return math.nan, "the loss is not finite"
+        loss.backward()
+        # rows touched by chance (n-gram tables) have sparse gradients and a learning rule that needs no clipping
+        dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
+        norm = nn.utils.clip_grad_norm_(dense, self._settings.clip)
+        return float(norm), self._guard.judge(float(norm))

@@ -1,0 +1,54 @@
+"""What architectures share: linear maps, norms, rotary positions and their initial values."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
+    """A linear map whose output has the variance of its input: normal weights of std 1/sqrt(d_in), bias 0."""
+    layer = nn.Linear(d_in, d_out, bias=bias)
+    nn.init.normal_(layer.weight, std=d_in**-0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def silent_linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
+    """A linear map that starts at zero, so a residual block begins as the identity."""
+    layer = linear(d_in, d_out, bias=bias)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """`rms`: divided by the root mean square, with gain. `layer`: LayerNorm with gain and bias."""
+    return nn.RMSNorm(d_model, eps=1e-6) if kind == "rms" else nn.LayerNorm(d_model)
+
+
+def rms_norm(x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+    """x / rms(x) over the last axis, without parameters."""
+    return F.rms_norm(x, (x.shape[-1],), eps=1e-6)
+
+
+Rotation = tuple[Float[Tensor, "B T 1 K"], Float[Tensor, "B T 1 K"]]
+"""Cosines and signed sines for `rotate`."""
+
+
+def rotation(first: Int[Tensor, " B"], n_positions: int, d_head: int, base: float = 10_000.0) -> Rotation:
+    """Rotary angles of positions first .. first + n_positions - 1 of each lane (Su et al. 2021).
+
+    Angles are computed in float64: float32 would be off by whole turns after ten million tokens of a stream.
+    """
+    half = torch.arange(0, d_head, 2, dtype=torch.float64, device=first.device)
+    positions = first[:, None] + torch.arange(n_positions, device=first.device)
+    angles = positions[..., None].double() * base ** (-half / d_head)
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
+
+
+def rotate(x: Float[Tensor, "B T H K"], angles: Rotation) -> Float[Tensor, "B T H K"]:
+    """Turn channel i against channel i + K/2 by the angle of its position."""
+    cos, sin = angles
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -1,0 +1,69 @@
+"""Hashed n-gram embeddings: what the last n tokens mean together, looked up instead of computed."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+NOTHING = -1
+"""Stands for the token before the first one of a document."""
+_MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, odd: Knuth's multiplicative hashing
+_SHIFT = 31
+
+
+class NgramEmbedding(nn.Module):
+    """One table per order n, indexed by a hash of the last n tokens; their rows are summed.
+
+    Gradients are row-sparse: a batch touches at most len(orders) rows per token, however large the tables are.
+    """
+
+    multipliers: Tensor
+
+    def __init__(self, orders: tuple[int, ...], n_rows: int, d_model: int) -> None:
+        super().__init__()
+        self.orders = orders
+        self.n_rows = n_rows
+        self.n_back = max(orders) - 1
+        self.table = nn.Parameter(torch.zeros(len(orders) * n_rows, d_model))
+        self.register_buffer("multipliers", _multipliers(orders), persistent=False)
+
+    def forward(
+        self, recent: Int[Tensor, "B R"], tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], Int[Tensor, "B R"]]:
+        """The summed rows of each position, and the tokens the next batch must look back on."""
+        read, document = self._look_back(recent, tokens, starts)
+        rows = self.rows(read, document)
+        summed = F.embedding_bag(rows.flatten(0, 1), self.table, mode="sum", sparse=True)
+        n_new = tokens.shape[1]
+        kept = read[:, n_new:].where(document[:, n_new:] == document[:, -1:], NOTHING)
+        return summed.unflatten(0, tokens.shape), kept
+
+    def _look_back(self, recent: Tensor, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens from n_back before the batch on, and the document number of each."""
+        document = F.pad(starts.cumsum(dim=1), (self.n_back, 0))
+        return torch.cat([recent, tokens], dim=1), document
+
+    def rows(self, read: Int[Tensor, "B S"], document: Int[Tensor, "B S"]) -> Int[Tensor, "B T N"]:
+        """The table row of each order at each position; n-grams do not reach across the start of a document."""
+        n = self.n_back + 1
+        window, owner = read.unfold(1, n, 1), document.unfold(1, n, 1)  # (B, T, n), the newest token last
+        codes = (window + 2).where(owner == owner[..., -1:], NOTHING + 2)
+        mixed = (codes[..., None, :] * self.multipliers).sum(dim=-1)  # int64 wraps around: that is the hash
+        mixed = (mixed ^ (mixed >> _SHIFT)) * _MULTIPLIER
+        offsets = torch.arange(len(self.orders), device=read.device) * self.n_rows
+        return ((mixed >> _SHIFT) % self.n_rows) + offsets
+
+
+def _multipliers(orders: tuple[int, ...]) -> Int[Tensor, "N n"]:
+    """(orders, longest order) odd factors, one per place; 0 where the order does not look."""
+    longest = max(orders)
+    factors = torch.zeros(len(orders), longest, dtype=torch.int64)
+    for i, order in enumerate(orders):
+        for back in range(order):
+            factors[i, longest - 1 - back] = _wrap((2 * back + 3) ** 27 * 2 + 1)
+    return factors
+
+
+def _wrap(number: int) -> int:
+    """The number modulo 2^64, as a signed 64-bit integer."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

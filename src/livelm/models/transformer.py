@@ -1,0 +1,262 @@
+"""A transformer that carries the keys and values of the last tokens from one batch to the next."""
+
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from livelm.config import Settings
+from livelm.models.layers import Rotation, linear, make_norm, rms_norm, rotate, rotation, silent_linear
+from livelm.models.ngrams import NOTHING, NgramEmbedding
+from livelm.models.ops.attention import additive, attention, window_mask
+from livelm.types import State
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TransformerConfig(Settings):
+    """Sizes and options of the transformer."""
+
+    d_model: Positive = 128
+    """Width of the residual stream."""
+    n_layers: Positive = 4
+    n_heads: Positive = 4
+    """Query heads; each is d_model / n_heads wide."""
+    n_kv_heads: Positive | None = None
+    """Key and value heads, shared by groups of query heads (Ainslie et al. 2023); by default one per query head."""
+    d_ff: Positive | None = None
+    """Width of the feed-forward layer; by default 4 d_model."""
+    context: Positive = 256
+    """A token sees itself and the context - 1 tokens before it, in every layer."""
+    norm: Literal["rms", "layer"] = "rms"
+    qk_norm: bool = True
+    """Divide queries and keys by their root mean square (Henry et al. 2020)."""
+    activation: Literal["relu", "relu2"] = "relu2"
+    """Of the feed-forward layer; relu2 is the square of relu (So et al. 2021)."""
+    mlp_bias: bool = False
+    gate: bool = False
+    """Multiply what attention found by a learned sigmoid gate before it is mixed in."""
+    rank: Positive | None = None
+    """Tuneable rank: one (d_head, rank) matrix per layer maps queries and keys of every head; even."""
+    tied: bool = False
+    """Use the token table as the output matrix too."""
+    ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
+    """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default."""
+    ngram_rows: Positive = 65_536
+    """Rows of the table of each order."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "TransformerConfig":
+        if self.d_model % self.n_heads or self.d_head % 2:
+            raise ValueError(f"d_model={self.d_model} must be n_heads={self.n_heads} times an even head width")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.kv_heads}")
+        if self.rank is not None and self.rank % 2:
+            raise ValueError(f"rank={self.rank} must be even: rotary positions turn pairs of channels")
+        if any(a >= b for a, b in pairwise(self.ngrams)):
+            raise ValueError(f"ngrams={list(self.ngrams)} must be orders in rising order, each once")
+        return self
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's queries and values."""
+        return self.d_model // self.n_heads
+
+    @property
+    def d_key(self) -> int:
+        """Width in which queries and keys are compared."""
+        return self.rank or self.d_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.d_ff or 4 * self.d_model
+
+
+class Attention(nn.Module):
+    """Causal attention over carried and new keys; queries, keys, values and gate come from one product."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        n_projected = c.n_heads + 2 * c.kv_heads + (c.n_heads if c.gate else 0)
+        self.project = linear(c.d_model, n_projected * c.d_head)
+        self.out = silent_linear(c.n_heads * c.d_head, c.d_model)
+        if c.rank is not None:
+            self.compress = nn.Parameter(torch.empty(c.d_head, c.rank))
+            nn.init.orthogonal_(self.compress)  # normal noise x 0.02 would start attention blind (specs: uniform maps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        keys: Float[Tensor, "B C G K"],
+        values: Float[Tensor, "B C G E"],
+        bias: Float[Tensor, "B 1 T S"],
+        angles: Rotation,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B S G K"], Float[Tensor, "B S G E"]]:
+        """What the block adds to the stream, and all keys and values: carried, then new."""
+        c = self.config
+        heads = self.project(x).unflatten(-1, (-1, c.d_head))  # (B, T, heads, d_head)
+        n_compared = c.n_heads + c.kv_heads
+        compared = heads[:, :, :n_compared]
+        if c.rank is not None:
+            compared = compared @ self.compress
+        if c.qk_norm:
+            compared = rms_norm(compared)
+        compared = rotate(compared, angles)
+        k = torch.cat([keys, compared[:, :, c.n_heads :]], dim=1)
+        v = torch.cat([values, heads[:, :, n_compared : n_compared + c.kv_heads]], dim=1)
+        q = compared[:, :, : c.n_heads]
+        found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2).flatten(2)
+        if c.gate:
+            found = found * heads[:, :, n_compared + c.kv_heads :].flatten(2).sigmoid()
+        return self.out(found), k, v
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a rectifier, or its square, between them."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.squared = config.activation == "relu2"
+        self.up = linear(config.d_model, config.hidden, bias=config.mlp_bias)
+        self.down = silent_linear(config.hidden, config.d_model, bias=config.mlp_bias)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What the block adds to the stream."""
+        h = self.up(x).relu_()
+        return self.down(h.square() if self.squared else h)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then feed-forward."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config.norm, config.d_model)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config.norm, config.d_model)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, angles: Rotation
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream after the block, and all keys and values."""
+        mixed, k, v = self.attention(self.attention_norm(x), keys, values, bias, angles)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), k, v
+
+
+class Transformer(nn.Module):
+    """Next-token predictor with sliding-window attention over a stream of documents."""
+
+    Config: ClassVar[type[TransformerConfig]] = TransformerConfig
+
+    def __init__(self, config: TransformerConfig, n_vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.n_vocabulary = n_vocabulary
+        self.embed = nn.Embedding(n_vocabulary, config.d_model)
+        # A tied table scores a token's own row with std * d_model: 1 keeps the first loss at ln V even for small V.
+        nn.init.normal_(self.embed.weight, std=min(0.02, 1 / config.d_model) if config.tied else 0.02)
+        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, config.d_model) if config.ngrams else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = make_norm(config.norm, config.d_model)
+        self.head = None if config.tied else silent_linear(config.d_model, n_vocabulary)
+        # Each layer looks context - 1 positions back from what the layer below could see.
+        self.context_reach: int | None = config.n_layers * (config.context - 1) + max((1, *config.ngrams))
+
+    def init_state(self, n_lanes: int) -> State:
+        """An empty cache, which grows to `context` positions: no memory is reserved, none is read unfilled."""
+        c, device = self.config, self.embed.weight.device
+        state: State = {
+            "position": torch.zeros(n_lanes, dtype=torch.int64, device=device),
+            "documents": torch.zeros(n_lanes, 0, dtype=torch.int64, device=device),
+        }
+        for i in range(c.n_layers):
+            state[f"keys.{i}"] = torch.zeros(n_lanes, 0, c.kv_heads, c.d_key, device=device)
+            state[f"values.{i}"] = torch.zeros(n_lanes, 0, c.kv_heads, c.d_head, device=device)
+        if self.ngrams is not None:
+            shape = (n_lanes, self.ngrams.n_back)
+            state["recent"] = torch.full(shape, NOTHING, dtype=torch.int64, device=device)
+        return state
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T V"], State]:
+        """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
+        x, state = self.hidden(tokens, starts, state)
+        return F.linear(x, self.output_rows), state
+
+    @property
+    def output_rows(self) -> Float[Tensor, "V D"]:
+        """The row of each token in the output matrix."""
+        return (self.head or self.embed).weight
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """What the head reads at each position, and the state after the last one."""
+        c, n_new = self.config, tokens.shape[1]
+        kept = state["documents"]
+        documents = starts.cumsum(dim=1) + (kept[:, -1:] if kept.shape[1] else 0)
+        bias = additive(window_mask(documents, kept, c.context))
+        angles = rotation(state["position"], n_new, c.d_key)
+        after: State = {"position": state["position"] + n_new}
+        after["documents"] = torch.cat([kept, documents], dim=1)[:, -c.context :].contiguous()
+        x = self.embed(tokens)
+        if self.ngrams is not None:
+            looked_up, after["recent"] = self.ngrams(state["recent"], tokens, starts)
+            x = x + looked_up
+        for i, block in enumerate(self.blocks):
+            x, k, v = block(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
+            after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
+            after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
+        return self.norm(x), after
+
+    def nats(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], State]:
+        """-ln p(target) of the token after each position, in float32, and the state after the last one."""
+        logits, state = self.forward(tokens, starts, state)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return nats.view(targets.shape), state
+
+    def flops_per_token(self) -> int:
+        """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.
+
+        Norms, rotations, softmax, lookups and other elementwise work are not counted.
+        """
+        c = self.config
+        weights = sum(
+            p.numel() for name, p in self.blocks.named_parameters() if p.dim() == 2 and "compress" not in name
+        )
+        compression = c.n_layers * (c.n_heads + c.kv_heads) * c.d_head * c.rank if c.rank else 0
+        compared = c.n_layers * c.n_heads * c.context * (c.d_key + c.d_head)
+        return 2 * (weights + compression + compared + c.d_model * self.n_vocabulary)
+
+    def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Every trainable parameter once (see `types.Model`); `rows` are tables whose gradient is row-sparse."""
+        kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "vector": []}
+        for name, parameter in self.named_parameters():
+            if name == "ngrams.table":
+                kinds.setdefault("rows", []).append((name, parameter))
+            elif name in ("embed.weight", "head.weight"):
+                kinds["table"].append((name, parameter))
+            else:
+                kinds["vector" if parameter.dim() == 1 else "matrix"].append((name, parameter))
+        return kinds

@@ -1,0 +1,46 @@
+"""AdamW for everything, with its own rate for each kind of parameter."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from livelm.config import Settings
+from livelm.optim.grouped import Grouped, Kinds, group
+from livelm.optim.rows import RowAdagrad
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamWConfig(Settings):
+    """Rates and averages of AdamW (Loshchilov and Hutter 2019)."""
+
+    rate: Rate = 2e-3
+    """Of matrices and vectors."""
+    table_rate: Rate | None = None
+    """Of token table and head; by default `rate`."""
+    rows_rate: Rate = 0.05
+    """Of tables with row-sparse gradients (n-grams), which Adagrad trains."""
+    beta1: Beta = 0.9
+    beta2: Beta = 0.98
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of matrices: each step takes rate * weight_decay of the weight away."""
+
+
+class AdamW(Grouped):
+    """Fused AdamW; row-sparse Adagrad for tables that a batch touches in few rows."""
+
+    Config: ClassVar[type[AdamWConfig]] = AdamWConfig
+
+    def __init__(self, config: AdamWConfig, kinds: Kinds) -> None:
+        c = config
+        dense = [
+            *group(kinds, "matrix", c.rate, weight_decay=c.weight_decay),
+            *group(kinds, "table", c.table_rate or c.rate),
+            *group(kinds, "vector", c.rate),
+        ]
+        rows = group(kinds, "rows", c.rows_rate)
+        adam = torch.optim.AdamW(dense, lr=c.rate, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=0.0, fused=True)
+        super().__init__([adam, *([RowAdagrad(rows)] if rows else [])])

@@ -1,0 +1,125 @@
+"""Build what a recipe names: tokenizer, model, optimizer, schedule; and describe it for record 0."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from livelm.config import Part, Recipe, Settings, choose, validate
+from livelm.learn import Learner, Optimizer
+from livelm.models import MODELS
+from livelm.optim import OPTIMIZERS, SCHEDULES
+from livelm.tokenize import TOKENIZERS
+from livelm.types import Record, Source, Tokenizer
+
+VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What learns, built from a recipe whose defaults are all filled in."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: nn.Module
+    optimizer: Optimizer
+    rate_factor: Callable[[int, float], float]
+    """(updates so far, fraction of the budget spent) to the factor of every rate."""
+
+    def learner(self, elapsed: Callable[[], float]) -> Learner:
+        """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
+        shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
+        return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+
+
+def build_parts(recipe: Recipe) -> Parts:
+    """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
+    torch.manual_seed(recipe.run.seed)
+    torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
+    tokenizer = make_tokenizer(tokenizer_settings)
+    make_model, model_settings = _resolve(MODELS, recipe.model, "model")
+    model = make_model(model_settings, tokenizer.n_vocabulary)
+    make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
+    schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
+    schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
+    resolved = recipe.model_copy(
+        update={
+            "tokenizer": _part(recipe.tokenizer.name, tokenizer_settings),
+            "model": _part(recipe.model.name, model_settings),
+            "optimizer": _part(recipe.optimizer.name, optimizer_settings),
+            "schedule": _part(recipe.schedule.name, schedule),
+        }
+    )
+    optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
+    return Parts(resolved, tokenizer, model, optimizer, schedule.factor)
+
+
+def run_record(parts: Parts, source: Source, run: str) -> Record:
+    """Record 0: everything that is needed to say what the numbers after it mean. `run` is the run's identity."""
+    model: Any = parts.model
+    return {
+        "kind": "run",
+        "schema": 1,
+        "run": run,
+        "recipe": parts.recipe.model_dump(mode="json"),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_vocabulary": parts.tokenizer.n_vocabulary,
+        "flops_per_token": model.flops_per_token(),
+        "context_reach": model.context_reach,
+        "stream": source.describe(),
+        "bounded": source.bounded,
+        "replayable": source.replayable,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
+        "commit": _commit(),
+    }
+
+
+def _resolve(registry: Any, part: Part, where: str) -> tuple[Any, Settings]:
+    kind = choose(registry, part.name, f"{where}.name")
+    return kind, validate(kind.Config, part.settings(), where)
+
+
+def _part(name: str, settings: Settings) -> Part:
+    return Part(name=name, **settings.model_dump(mode="json", exclude_none=True))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with + when it has changes; None for an installed package."""
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,188 @@
+"""The loop: score, write it down, learn, write it down, save. Everything else only serves it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from livelm.config import Budget, Recipe, parse_budget
+from livelm.errors import SourceError
+from livelm.evaluate.baselines import BaselineWorker
+from livelm.feed import FeedCursor, Prefetch, batches
+from livelm.feed.spool import Spool, Spooled
+from livelm.folder import RunFolder
+from livelm.learn import Learner
+from livelm.parts import Parts, build_parts, run_record
+from livelm.session import Session, Stop
+from livelm.sources import open_sources
+from livelm.telemetry.clock import Clock
+from livelm.telemetry.graded import GradedBytes
+from livelm.telemetry.journal import Journal
+from livelm.telemetry.records import document_records, scored_record, update_record
+from livelm.telemetry.terminal import View
+from livelm.types import Record, Source
+
+
+def learn(session: Session) -> Iterator[Record]:
+    """THE LOOP. Yields each record before anything that comes after it is done."""
+    s, clock, learner = session, session.clock, session.learner
+    while (batch := s.next_batch()) is not None:
+        with clock.span("score"):
+            scored = learner.score(batch)  # graded with yesterday's weights
+        with clock.span("journal"):
+            yield from document_records(batch)
+            yield scored_record(scored)  # written before anything is learned
+            s.graded.append(batch)
+        with clock.span("update"):
+            update = learner.update(scored)  # only now may anything change
+        with clock.span("journal"):
+            yield update_record(update)
+            s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
+            if clock.report_due():
+                yield from s.observe()
+        if s.save_due():
+            with clock.span("save"):
+                saved = s.save()
+            yield saved
+
+
+def run_session(session: Session, views: Sequence[View]) -> None:
+    """Drive the loop to its end: every record goes into the journal, then to the views.
+
+    Whatever ends it (the stream, the budget, a signal, a broken source), what was scored is saved first.
+    Raises SourceError, StorageError; then the last checkpoint is intact.
+    """
+    began = session.n_batches
+
+    def tell(records: Iterator[Record] | Sequence[Record]) -> None:
+        for record in records:
+            written = session.journal.write(record)
+            for view in views:
+                view.take(written)
+
+    try:
+        tell(session.opening)
+        if session.fresh:
+            tell([session.save()])  # so that a run which dies in its first minute can be resumed too
+        failure: SourceError | None = None
+        try:
+            tell(learn(session))
+        except SourceError as error:  # the stream broke; what it gave before is kept
+            failure = error
+        if failure is None and session.n_batches == 0 and session.stop.reason is None:
+            failure = SourceError(f"{session.source.describe()}: the stream ended without a single byte to learn from.")
+        if session.n_batches > began:
+            tell([session.save()])
+        tell([session.clock.report()])
+        if failure is not None:
+            session.stop.request(f"failed: {failure}")
+        tell(session.close_baselines())
+        tell([session.stopped()])
+        if failure is not None and session.n_batches == 0:
+            session.folder.discard()  # nothing was learned, so nothing is kept
+        if failure is not None:
+            raise failure
+    finally:
+        session.close()
+
+
+def start(recipe: Recipe, out: Path | None, stop: Stop) -> Session:
+    """Open a new run. Raises ConfigError, SourceError, RunError or StorageError before anything is written."""
+    source = open_sources(recipe.source.uris)
+    parts = build_parts(recipe)
+    folder = RunFolder.create(out, parts.recipe)
+    return _open(folder, parts, source, None, stop)
+
+
+def resume(path: Path, more: str, stop: Stop) -> Session:
+    """Go on with a run exactly after its newest checkpoint; `more` adds to its budget.
+
+    Raises RunError, CheckpointError or JournalError when the directory does not allow it.
+    """
+    folder = RunFolder.open(path)
+    folder.lock()
+    try:
+        recipe = folder.recipe()
+        tree = folder.newest_checkpoint()
+        parts = build_parts(recipe)
+        return _open(folder, parts, open_sources(recipe.source.uris), tree, stop, more)
+    except BaseException:
+        folder.unlock()
+        raise
+
+
+def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: Stop) -> Session:
+    """Begin a new run on another stream with the weights and the optimizer of an existing one."""
+    origin = RunFolder.open(path)
+    recipe, tree = origin.recipe(), origin.newest_checkpoint()
+    changed = recipe.model_copy(
+        update={
+            "source": recipe.source.model_copy(update={"uris": tuple(uris)}),
+            "run": recipe.run.model_copy(update={"budget": budget}),
+        }
+    )
+    session = start(changed, out, stop)
+    session.learner.load_state_dict(tree["learner"])
+    session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
+    session.opening[0] = {**session.opening[0], "forked_from": tree["run"], "forked_at_batch": tree["n_batches"]}
+    return session
+
+
+def load(path: Path) -> tuple[Parts, Learner]:
+    """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone."""
+    folder = RunFolder.open(path)
+    tree = folder.newest_checkpoint()
+    parts = build_parts(folder.recipe())
+    learner = parts.learner(lambda: 0.0)
+    learner.load_weights(tree["learner"])
+    return parts, learner
+
+
+def _open(
+    folder: RunFolder, parts: Parts, source: Source, tree: dict[str, Any] | None, stop: Stop, more: str = ""
+) -> Session:
+    """Put a session together: from the start (`tree` None), or from a checkpoint."""
+    recipe = parts.recipe
+    cursor = FeedCursor.from_json(tree["feed"]) if tree and tree["feed"] else None
+    spool = None
+    if not source.replayable:
+        s = recipe.spool
+        source = spool = Spooled(source, Spool(folder.spool, segment_bytes=s.segment_bytes, max_bytes=s.max_bytes))
+    budget, n_bytes, active_s = parse_budget(recipe.run.budget), tree["n_bytes"] if tree else 0, 0.0
+    if tree:
+        active_s = tree["active_s"]
+    if more:
+        extra = parse_budget(more)
+        budget = Budget(
+            seconds=None if extra.seconds is None else active_s + extra.seconds,
+            n_bytes=None if extra.n_bytes is None else n_bytes + extra.n_bytes,
+        )
+    learner = parts.learner(lambda: session.elapsed())
+    if tree:
+        learner.load_state_dict(tree["learner"])
+    clock = Clock(active_s)
+    session = Session(
+        folder=folder,
+        parts=parts,
+        learner=learner,
+        source=source,
+        spool=spool,
+        feed=Prefetch(lambda: batches(source, parts.tokenizer, recipe.feed, cursor), recipe.feed.prefetch),
+        journal=Journal(folder.journal_path, **(tree["journal"] if tree else {})),
+        graded=GradedBytes(folder.graded, parts.tokenizer, recipe.feed.lanes, tree["graded"] if tree else None),
+        clock=clock,
+        budget=budget,
+        run=tree["run"] if tree else uuid4().hex,
+        n_bytes=n_bytes,
+        cursor=cursor,
+        stop=stop,
+        baselines=BaselineWorker(folder.graded),
+        saved_at_s=active_s,
+        fresh=tree is None,
+    )
+    session.opening = [
+        {"kind": "resumed", "at_s": round(active_s, 3), "batch": session.n_batches}
+        if tree
+        else run_record(parts, source, session.run)
+    ]
+    return session

@@ -1,0 +1,145 @@
+"""Ways to watch a run: a live screen, a plain line now and then, or the records as JSON."""
+
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from livelm.telemetry.fold import Fold
+from livelm.telemetry.frame import ASCII, NAMES, UNICODE, about, amount, bits, counted, duration, frame, printable
+
+FRAMES_PER_S = 4
+PLAIN_EVERY_S = 10.0
+_LAST_FRAME = 30  # lines that stay on the screen when the run is over
+
+
+class View(Protocol):
+    """Something that shows the records of a run while they are made; a context manager."""
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Show one record."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class LiveView:
+    """The whole screen, redrawn a few times a second in a thread; what remains at the end is the last frame."""
+
+    def __init__(self, console: Console | None = None, fold: Fold | None = None) -> None:
+        """`fold`: what is known already, when a run is resumed."""
+        self._console = console or Console()
+        self._fold = fold or Fold()
+        self._lock = threading.Lock()
+        self._live = Live(
+            console=self._console, screen=True, refresh_per_second=FRAMES_PER_S, get_renderable=self._render
+        )
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Add a record to what the next frame shows."""
+        with self._lock:
+            self._fold.take(record)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        last = self._render(_LAST_FRAME)
+        last.end = "\n"
+        self._console.print(last, no_wrap=True, overflow="crop", crop=True)
+
+    def _render(self, max_height: int | None = None) -> Text:
+        width, height = self._console.size
+        glyphs = UNICODE if self._console.encoding.lower().startswith("utf") else ASCII
+        with self._lock:  # only the text is made here; turning it into escape codes happens without the lock
+            return frame(self._fold, width, min(height, max_height or height), glyphs)
+
+
+class PlainView:
+    """One line every ten seconds of active time and one at the end; warnings at once, to the error stream."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, fold: Fold | None = None) -> None:
+        """`fold`: what is known already, when a run is resumed."""
+        self._out, self._err, self._fold = out or sys.stdout, err or sys.stderr, fold or Fold()
+        self._next_s = self._fold.at_s + PLAIN_EVERY_S
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Add a record; write a line if it is time for one."""
+        self._fold.take(record)
+        kind = record.get("kind")
+        if kind == "run":
+            _say(self._out, f"livelm: {about(self._fold)}")
+        elif kind == "warning":
+            _say(self._err, f"warning: {record['message']}")
+        elif self._fold.at_s >= self._next_s:
+            self._next_s = self._fold.at_s + PLAIN_EVERY_S
+            _say(self._out, status_line(self._fold))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _say(self._out, status_line(self._fold))
+
+
+class JsonView:
+    """Every record as one line of JSON; warnings also in words, to the error stream."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out, self._err = out or sys.stdout, err or sys.stderr
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Write the record; observations, about one a second, also flush what waits."""
+        self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+        if record.get("kind") == "warning":
+            _say(self._err, f"warning: {record['message']}")
+        if "seq" not in record:
+            self._out.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.flush()
+
+
+def status_line(fold: Fold) -> str:
+    """The state of a run in one line of plain text."""
+    parts = [
+        duration(fold.at_s),
+        f"{bits(fold.bits_per_byte)} bits per byte, {bits(fold.recent_bits_per_byte)} recently",
+        f"{amount(fold.n_bytes, 'B')}, {counted(fold.n_documents, 'document')}, {amount(fold.bytes_per_s or 0, 'B/s')}",
+    ]
+    if (n := fold.baselines_n_bytes) is not None:
+        ours = f" {bits(fold.ours_at[n].bits_per_byte)}" if n in fold.ours_at else ""
+        beside = ", ".join(f"{name} {bits(fold.baselines[n][key])}" for key, name in NAMES.items())
+        parts.append(f"first {amount(n, 'B')}:{ours} beside {beside}")
+    if fold.n_skipped:
+        parts.append(f"{counted(fold.n_skipped, 'update')} skipped ({fold.skipped})")
+    if fold.stop_reason is not None:
+        parts.append(f"stopped: {fold.stop_reason}")
+    return " | ".join(parts)
+
+
+def _say(stream: TextIO, line: str) -> None:
+    ascii_only = not (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    stream.write(printable(line, ascii_only=ascii_only) + "\n")
+    stream.flush()
