@@ -1,1 +1,37 @@
-"""livelm: small language models that learn from live streams."""
+"""livelm: small language models that learn from live streams, graded before they learn."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Batch": "livelm.types",
+    "Cursor": "livelm.types",
+    "Document": "livelm.types",
+    "Fold": "livelm.telemetry.fold",
+    "Learner": "livelm.learn",
+    "LivelmError": "livelm.errors",
+    "Model": "livelm.types",
+    "Recipe": "livelm.config",
+    "Scored": "livelm.types",
+    "Settings": "livelm.config",
+    "Source": "livelm.types",
+    "Stop": "livelm.session",
+    "Tokenizer": "livelm.types",
+    "Update": "livelm.types",
+    "fold_journal": "livelm.telemetry.fold",
+    "fork": "livelm.run",
+    "generate": "livelm.evaluate.generate",
+    "load": "livelm.run",
+    "load_recipe": "livelm.config",
+    "resume": "livelm.run",
+    "run_session": "livelm.run",
+    "start": "livelm.run",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use: the baselines' process imports livelm and must not pay for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'livelm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

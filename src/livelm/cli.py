@@ -1,6 +1,7 @@
 """The command line: one function per verb, thin."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from math import inf
@@ -8,7 +9,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from livelm.evaluate.baselines import measure
 from livelm.evaluate.generate import generate as sample
 from livelm.evaluate.grade import grade
 from livelm.evaluate.plot import plot_compare, plot_run
-from livelm.evaluate.report import compare_json, compare_table, show_table
+from livelm.evaluate.report import compare_json, compare_table, shared_bytes, show_table
 from livelm.feed import batches
 from livelm.folder import RunFolder
 from livelm.run import fork as fork_session
@@ -114,7 +114,8 @@ def compare(
     """Compare runs on equal prefixes of what they read."""
     if len(paths) < 2:
         raise ConfigError("compare needs at least two runs.")
-    folds = {str(path): _fold(path) for path in paths}
+    shared = shared_bytes([_fold(path) for path in paths])
+    folds = {str(path): _fold(path, shared) for path in paths}
     if as_json:
         _print_json(compare_json(folds))
         return
@@ -160,9 +161,10 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
+    typer.echo(f"{result['bits_per_byte']:.4f} bits per byte over {total['n_bytes']:,} bytes")
     typer.echo(
-        f"{result['bits_per_byte']:.4f} bits per byte over {total['n_bytes']:,} bytes "
-        f"of {total['n_documents']} documents (uniform 8, unigram {baselines.unigram:.3f}, xz {baselines.xz:.3f}, PPMd {baselines.ppmd:.3f})"
+        f"of the first {baselines.n_bytes:,}: PPMd {baselines.ppmd:.3f}, xz {baselines.xz:.3f}, "
+        f"unigram {baselines.unigram:.3f}"
     )
 
 
@@ -206,18 +208,13 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> None:
     """Run the command line; expected failures become one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except LivelmError as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
+        typer.echo(f"livelm: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.Abort:
-        _fail("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         sys.exit(141)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _settings(
@@ -252,7 +249,7 @@ def _drive(open_session: Any, as_json: bool) -> None:
     session: Session = open_session(stop)
     stop.install()
     fold = fold_journal(session.folder.journal_path) if session.n_batches else Fold()
-    view = JsonView() if as_json else LiveView(fold=fold) if sys.stdout.isatty() else PlainView(fold=fold)
+    view = JsonView() if as_json else LiveView(fold=fold) if _is_screen() else PlainView(fold=fold)
     try:
         with view:
             run_session(session, [view])
@@ -262,23 +259,22 @@ def _drive(open_session: Any, as_json: bool) -> None:
             typer.echo(f"kept in {where}; look: livelm show {where}; go on: livelm resume {where}", err=True)
 
 
-def _fold(path: Path) -> Fold:
-    """The journal of a run; baselines that it lacks are measured now."""
+def _is_screen() -> bool:
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
+
+
+def _fold(path: Path, *marks: int) -> Fold:
+    """The journal of a run, exact at the `marks` (bytes); baselines that it lacks are measured now."""
     folder = RunFolder.open(path)
     folder.first_record()
-    fold = fold_journal(folder.journal_path)
+    fold = fold_journal(folder.journal_path, marks)
     kept = min(folder.graded.stat().st_size, fold.n_bytes, MAX_BYTES) if folder.graded.exists() else 0
     if kept and kept > (fold.baselines_n_bytes or 0):
         with folder.graded.open("rb") as file:
-            fold = fold_journal(folder.journal_path, marks=[kept])
-            fold.take(measure(file.read(kept)).record(fold.active_s))
+            fold = fold_journal(folder.journal_path, [*marks, kept])
+            fold.take(measure(file.read(kept)).record(fold.at_s))
     return fold
 
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"livelm: {message}", err=True)
-    sys.exit(code)

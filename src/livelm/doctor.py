@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-OPTIONAL = {"fastokens": ("faster BPE tokenizing", "pip install 'livelm[fast]'")}
+OPTIONAL = {"pytest": ("runs livelm's own tests", "pip install 'livelm[dev]'")}
 """Optional packages: what each is for, and the line that installs it."""
 
 

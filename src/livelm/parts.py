@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, validate
+from livelm.errors import ConfigError
 from livelm.learn import Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
@@ -50,6 +51,11 @@ def build_parts(recipe: Recipe) -> Parts:
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
+    if schedule.needs_budget and not recipe.run.budget:
+        raise ConfigError(
+            f"schedule.name is {recipe.schedule.name!r}, which falls towards the end of a budget, but there is none. "
+            "Give --for, or take schedule.name=constant."
+        )
     resolved = recipe.model_copy(
         update={
             "tokenizer": _part(recipe.tokenizer.name, tokenizer_settings),
@@ -78,14 +84,32 @@ def run_record(parts: Parts, source: Source, run: str) -> Record:
         "bounded": source.bounded,
         "replayable": source.replayable,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "system": platform.system(),
-        },
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": source_commit(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What kind of machine this is; nothing that names it."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that runs, with + when it has changes; None for an installed package."""
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def _resolve(registry: Any, part: Part, where: str) -> tuple[Any, Settings]:
@@ -110,16 +134,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs, with + when it has changes; None for an installed package."""
-    here = Path(__file__).parent
-    if not (here.parents[1] / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -105,6 +105,7 @@ class Session:
         if self.spool is not None:
             self.spool.sync()
         self.journal.sync()
+        self.graded.sync()
         tree = {
             "run": self.run,
             "learner": self.learner.state_dict(),

@@ -163,7 +163,7 @@ class Learner:
         return graded * batch.graded, loss
 
     def _backward(self, loss: Tensor) -> tuple[float, str | None]:
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(float(loss.detach())):
             return math.nan, "the loss is not finite"
         loss.backward()
         # rows touched by chance (n-gram tables) have sparse gradients and a learning rule that needs no clipping

@@ -14,7 +14,10 @@ _SHIFT = 31
 class NgramEmbedding(nn.Module):
     """One table per order n, indexed by a hash of the last n tokens; their rows are summed.
 
-    Gradients are row-sparse: a batch touches at most len(orders) rows per token, however large the tables are.
+    A row has two halves: one is added to the token embedding, where all layers can use it; the other to what the
+    head reads, where one update suffices to change the prediction (a low-rank form of the n-gram features of
+    Mikolov et al. 2011). Gradients are row-sparse: a batch touches at most len(orders) rows per token, however
+    large the tables are. Colliding n-grams share a row.
     """
 
     multipliers: Tensor
@@ -24,27 +27,26 @@ class NgramEmbedding(nn.Module):
         self.orders = orders
         self.n_rows = n_rows
         self.n_back = max(orders) - 1
-        self.table = nn.Parameter(torch.zeros(len(orders) * n_rows, d_model))
+        self.table = nn.Parameter(torch.zeros(len(orders) * n_rows, 2 * d_model))
         self.register_buffer("multipliers", _multipliers(orders), persistent=False)
 
     def forward(
         self, recent: Int[Tensor, "B R"], tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B T D"], Int[Tensor, "B R"]]:
-        """The summed rows of each position, and the tokens the next batch must look back on."""
-        read, document = self._look_back(recent, tokens, starts)
-        rows = self.rows(read, document)
-        summed = F.embedding_bag(rows.flatten(0, 1), self.table, mode="sum", sparse=True)
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Int[Tensor, "B R"]]:
+        """What to add first and last at each position, and the tokens the next batch must look back on."""
         n_new = tokens.shape[1]
-        kept = read[:, n_new:].where(document[:, n_new:] == document[:, -1:], NOTHING)
-        return summed.unflatten(0, tokens.shape), kept
-
-    def _look_back(self, recent: Tensor, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens from n_back before the batch on, and the document number of each."""
+        read = torch.cat([recent, tokens], dim=1)
         document = F.pad(starts.cumsum(dim=1), (self.n_back, 0))
-        return torch.cat([recent, tokens], dim=1), document
+        rows = self.rows(read, document)
+        first, last = F.embedding_bag(rows.flatten(0, 1), self.table, mode="sum", sparse=True).chunk(2, dim=-1)
+        kept = read[:, n_new:].where(document[:, n_new:] == document[:, -1:], NOTHING)
+        return first.unflatten(0, tokens.shape), last.unflatten(0, tokens.shape), kept
 
     def rows(self, read: Int[Tensor, "B S"], document: Int[Tensor, "B S"]) -> Int[Tensor, "B T N"]:
-        """The table row of each order at each position; n-grams do not reach across the start of a document."""
+        """The table row of each order at each of the last S - R positions.
+
+        n-grams do not reach across the start of a document: what lies before counts as nothing.
+        """
         n = self.n_back + 1
         window, owner = read.unfold(1, n, 1), document.unfold(1, n, 1)  # (B, T, n), the newest token last
         codes = (window + 2).where(owner == owner[..., -1:], NOTHING + 2)

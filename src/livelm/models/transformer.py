@@ -45,9 +45,9 @@ class TransformerConfig(Settings):
     tied: bool = False
     """Use the token table as the output matrix too."""
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
-    """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default."""
-    ngram_rows: Positive = 65_536
-    """Rows of the table of each order."""
+    """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
+    ngram_rows: Positive = 32_768
+    """Rows of the table of each order; a row holds 2 d_model numbers."""
 
     @model_validator(mode="after")
     def _fit(self) -> "TransformerConfig":
@@ -214,15 +214,16 @@ class Transformer(nn.Module):
         angles = rotation(state["position"], n_new, c.d_key)
         after: State = {"position": state["position"] + n_new}
         after["documents"] = torch.cat([kept, documents], dim=1)[:, -c.context :].contiguous()
-        x = self.embed(tokens)
+        x, last = self.embed(tokens), None
         if self.ngrams is not None:
-            looked_up, after["recent"] = self.ngrams(state["recent"], tokens, starts)
-            x = x + looked_up
+            first, last, after["recent"] = self.ngrams(state["recent"], tokens, starts)
+            x = x + first
         for i, block in enumerate(self.blocks):
             x, k, v = block(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
             after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
             after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
-        return self.norm(x), after
+        x = self.norm(x)
+        return (x if last is None else x + last), after
 
     def nats(
         self,

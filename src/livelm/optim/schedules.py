@@ -1,6 +1,6 @@
 """How the learning rate goes: a factor of (updates so far, fraction of the budget spent)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from livelm.config import Settings
 class Constant(Settings):
     """Rises linearly over the warm-up, then stays: right for a stream without an end."""
 
+    needs_budget: ClassVar[bool] = False
     warmup: Annotated[int, Field(ge=0)] = 100
     """Updates until the full rate is reached."""
 
@@ -21,6 +22,7 @@ class Constant(Settings):
 class InverseSqrt(Settings):
     """Rises over the warm-up, stays for `hold` updates, then falls with one over the square root of updates."""
 
+    needs_budget: ClassVar[bool] = False
     warmup: Annotated[int, Field(ge=0)] = 100
     hold: Annotated[int, Field(ge=1)] = 1000
     """The update from which the rate falls."""
@@ -34,6 +36,7 @@ class InverseSqrt(Settings):
 class Cooldown(Settings):
     """Rises over the warm-up, stays, then falls in a line to `floor` over the last part of the budget."""
 
+    needs_budget: ClassVar[bool] = True
     warmup: Annotated[int, Field(ge=0)] = 100
     share: Annotated[float, Field(gt=0, le=1)] = 0.4
     """The part of the budget (time or bytes) over which the rate falls."""

@@ -203,10 +203,8 @@ class Fold:
 
     def _take_run(self, record: Mapping[str, Any]) -> None:
         if (schema := record.get("schema", SCHEMA)) > SCHEMA:
-            raise JournalError(
-                f"the journal was written by a newer livelm (schema {schema}; this one reads up to {SCHEMA}). "
-                "Install that version or a later one to read it."
-            )
+            advice = f"this one reads up to {SCHEMA}. Install that version or a later one"
+            raise JournalError(f"the journal was written by a newer livelm (schema {schema}); {advice}.")
         self.run = record
 
     def _take_document(self, record: Mapping[str, Any]) -> None:
@@ -304,10 +302,8 @@ def fold_journal(path: Path, marks: Iterable[int] = ()) -> Fold:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if not line.endswith(b"\n"):  # torn by a crash: only the last line can lack its end
                     break
-                raise JournalError(
-                    f"{path}, line {number}: damaged record ({type(error).__name__}: {error}): {line[:80]!r}. "
-                    "Resume from a checkpoint before it, or remove the journal from this line on."
-                ) from None
+                what = f"damaged record ({type(error).__name__}: {error}): {line[:80]!r}"
+                raise JournalError(f"{path}, line {number}: {what}. `livelm resume` cuts the journal back.") from None
     return fold
 
 
@@ -321,7 +317,7 @@ class _Curve:
         self._timed = (0, 0.0)
 
     def add(self, n_bytes: int, bits: float) -> None:
-        if self.kept and n_bytes - self.kept[-1][0] < self._gap(n_bytes):
+        if n_bytes - (self.kept[-1][0] if self.kept else 0) < max(1, self._gap(n_bytes)):
             return
         self.kept.append((n_bytes, bits, None))
         if len(self.kept) <= _MAX_POINTS:
@@ -347,8 +343,7 @@ class _Curve:
         kept = list(self.kept)
         if kept and kept[-1][0] < n_bytes:
             kept.append((n_bytes, bits, None))
-        points, back = [], 0
-        trail = [(0, 0.0, 0.0), *kept]
+        points, back, trail = [], 0, [(0, 0.0, 0.0), *kept]
         for n, b, when in kept:
             window = min(RECENT_BYTES, n / 4)
             while trail[back + 1][0] <= n - window:
@@ -373,26 +368,30 @@ class _Surprises:
         self._open[ordinal] = (name, 0.0, 0, 0.0)
         if len(self._open) > _MAX_OPEN:  # the one touched longest ago has most likely ended
             oldest = next(iter(self._open))
-            if (closed := _surprise(self._open.pop(oldest))) is not None:
-                heapq.heappush(self._best, (closed.excess, oldest, closed))
+            closed = self._open.pop(oldest)
+            if _counts(*closed[1:]):
+                heapq.heappush(self._best, (_surprise(closed).excess, oldest, _surprise(closed)))
             if len(self._best) > _MAX_SURPRISES:
                 heapq.heappop(self._best)
 
     def add(self, ordinal: int, bits: float, n_bytes: int, expected: float) -> None:
-        known = self._open.pop(ordinal, None)  # put back last: the dict is ordered by last touch
-        if known is not None:
+        if (known := self._open.pop(ordinal, None)) is not None:  # put back last: ordered by last touch
             name, b, n, e = known
             self._open[ordinal] = (name, b + bits, n + n_bytes, e + n_bytes * expected)
 
     def best(self, n: int) -> list[Surprise]:
-        still = (s for s in map(_surprise, self._open.values()) if s is not None)
+        # ranked before anything is made of them: a live view asks several times a second
+        rank = [((b - e) / size, o) for o, (_, b, size, e) in self._open.items() if _counts(b, size, e)]
+        still = (_surprise(self._open[ordinal]) for _, ordinal in heapq.nlargest(n, rank))
         return heapq.nlargest(n, [*(s for _, _, s in self._best), *still], key=lambda s: s.excess)
 
 
-def _surprise(document: tuple[str, float, int, float]) -> Surprise | None:
+def _counts(bits: float, n_bytes: int, expected: float) -> bool:
+    return n_bytes >= _MIN_SURPRISE_BYTES and math.isfinite(bits + expected)
+
+
+def _surprise(document: tuple[str, float, int, float]) -> Surprise:
     name, bits, n_bytes, expected = document
-    if n_bytes < _MIN_SURPRISE_BYTES or not math.isfinite(bits + expected):
-        return None
     return Surprise(name, bits / n_bytes, (bits - expected) / n_bytes, n_bytes)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from rich.text import Text
 
@@ -88,7 +88,7 @@ def about(fold: Fold) -> str:
     return ", ".join(str(p) for p in parts if p) or "waiting for the first record"
 
 
-def frame(fold: Fold, width: int, height: int, glyphs: Glyphs) -> Text:
+def frame(fold: Fold, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """The whole picture: at most `height` lines of at most `width` cells, whatever those are."""
     lines = _title(fold, width, glyphs)[: 2 if height >= 10 else 1] + _headline(fold, width)
     tail = _footer(fold, glyphs) if height >= 6 else []
@@ -103,7 +103,8 @@ def frame(fold: Fold, width: int, height: int, glyphs: Glyphs) -> Text:
     page = [*lines, *middle, *tail][: max(height, 1)]
     for line in page:
         line.truncate(max(width, 1), overflow="crop")
-    return Text("\n", no_wrap=True, overflow="crop", end="").join(page)
+        line.no_wrap, line.overflow = True, "crop"
+    return page
 
 
 def _title(fold: Fold, width: int, glyphs: Glyphs) -> list[Text]:
@@ -176,7 +177,8 @@ def _bars(fold: Fold, width: int, glyphs: Glyphs) -> list[Text]:
         label = f"{value:5.2f} " if known else "    - "
         length = round((width - 17) * value / longest) if known and value else 0
         lines.append(Text.assemble((f" {name:<8} ", style), label, (glyphs.bar * max(0, length), style)))
-    verdict = [ratio(mine, v, NAMES[k]) for k in ("ppmd", "xz") if n is not None and (v := fold.baselines[n][k])]
+    measured = fold.baselines[n] if n is not None and math.isfinite(mine) else {}
+    verdict = [ratio(mine, v, NAMES[k]) for k in ("ppmd", "xz") if (v := measured.get(k))]
     return [*lines, Text(" " + (", ".join(verdict) or "baselines: not measured yet"), _DIM)]
 
 
@@ -217,8 +219,9 @@ def _curve(fold: Fold, width: int, height: int, glyphs: Glyphs) -> list[Text]:
         value = high - (i + 0.5) / plot_height * (high - low)
         line = Text(f"{value:5.2f} " if labelled else " " * 6, _DIM)
         here = marked.get(i, [])
-        for cell in row:
-            line.append(*((glyphs.level, _COLOURS[here[0]]) if here and cell == " " else (cell, _MODEL)))
+        for blank, cells in groupby(row, " ".__eq__):  # one span for many cells: each costs time in every frame
+            run = "".join(cells)
+            line.append(*((glyphs.level * len(run), _COLOURS[here[0]]) if here and blank else (run, _MODEL)))
         lines.append(line.append(" " + " ".join(NAMES[k] for k in here), _COLOURS[here[0]] if here else ""))
     end = amount(points[-1].n_bytes, "B")
     axis = "0 " + glyphs.rule * max(0, plot_width - len(end) - 3) + " " + end

@@ -1,11 +1,13 @@
 """The graded bytes themselves, kept up to a limit, so that xz and PPMd can be measured on exactly the same ones."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from livelm.errors import StorageError
+from livelm.errors import RunError, StorageError
 from livelm.types import Batch, Tokenizer
 
 MAX_BYTES = 16 << 20
@@ -15,7 +17,7 @@ BLOCK_BYTES = 64 << 10
 
 
 class GradedBytes:
-    """Appends the graded bytes of each batch to a file, lane after lane in blocks; `state_dict` goes into checkpoints."""
+    """Appends the graded bytes of each batch to a file, lane after lane in blocks."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, n_lanes: int, state: dict[str, Any] | None = None) -> None:
         """Continue from `state` (None: from nothing); what was written after it was never saved and is cut off."""
@@ -43,11 +45,19 @@ class GradedBytes:
         self.flush()
 
     def flush(self) -> None:
-        """Let other processes read everything written so far."""
-        self._file.flush()
+        """Let other processes read everything written so far. Raises StorageError if the disk refuses."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"{str(self.path)!r} cannot be written: {error}.") from None
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        self.flush()
+        os.fsync(self._file.fileno())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the file stands, and what waits to be written."""
+        """Where the file stands, and what waits to be written; `sync` first."""
         held = [
             torch.frombuffer(w, dtype=torch.uint8).clone() if w else torch.empty(0, dtype=torch.uint8)
             for w in self._waiting
@@ -55,8 +65,9 @@ class GradedBytes:
         return {"n_bytes": self.n_bytes, "waiting": held}
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
+        """Let go of the file; on a full disk only what no checkpoint refers to is lost."""
+        with suppress(OSError):
+            self._file.close()
 
     def _write(self, waiting: bytearray) -> None:
         try:
@@ -68,6 +79,9 @@ class GradedBytes:
 
 
 def _open_at(path: Path, size: int) -> IO[bytes]:
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        raise RunError(f"{str(path)!r} has {found} bytes, but the checkpoint was taken after {size}.")
     with path.open("ab") as file:
         file.truncate(size)
     return path.open("ab")

@@ -6,6 +6,7 @@ baseline saved resumed warning stopped`) carry `at_s`, the seconds of active run
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -50,14 +51,15 @@ class Journal:
     def sync(self) -> None:
         """Make everything written so far durable."""
         self.flush()
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _refused(self.path, error) from None
 
     def close(self) -> None:
         """Write out and let go; a full disk loses only what no checkpoint refers to."""
-        try:
+        with suppress(OSError):
             self._file.close()
-        except OSError:
-            self._file.raw.close() if hasattr(self._file, "raw") else None  # type: ignore[attr-defined]
 
 
 def _open_at(path: Path, position: int) -> IO[bytes]:

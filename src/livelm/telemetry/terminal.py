@@ -1,15 +1,15 @@
 """Ways to watch a run: a live screen, a plain line now and then, or the records as JSON."""
 
 import json
+import math
 import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.text import Text
 
 from livelm.telemetry.fold import Fold
 from livelm.telemetry.frame import ASCII, NAMES, UNICODE, about, amount, bits, counted, duration, frame, printable
@@ -58,15 +58,14 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        last = self._render(_LAST_FRAME)
-        last.end = "\n"
-        self._console.print(last, no_wrap=True, overflow="crop", crop=True)
+        self._console.print(self._render(_LAST_FRAME))
 
-    def _render(self, max_height: int | None = None) -> Text:
+    def _render(self, max_height: int | None = None) -> Group:
         width, height = self._console.size
         glyphs = UNICODE if self._console.encoding.lower().startswith("utf") else ASCII
         with self._lock:  # only the text is made here; turning it into escape codes happens without the lock
-            return frame(self._fold, width, min(height, max_height or height), glyphs)
+            lines = frame(self._fold, width, min(height, max_height or height), glyphs)
+        return Group(*lines)
 
 
 class PlainView:
@@ -106,7 +105,11 @@ class JsonView:
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Write the record; observations, about one a second, also flush what waits."""
-        self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+        try:
+            line = json.dumps(record, separators=(",", ":"), allow_nan=False)
+        except ValueError:  # NaN is no JSON, and a reader in another language would stop there
+            line = json.dumps(_without_nan(record), separators=(",", ":"))
+        self._out.write(line + "\n")
         if record.get("kind") == "warning":
             _say(self._err, f"warning: {record['message']}")
         if "seq" not in record:
@@ -137,6 +140,14 @@ def status_line(fold: Fold) -> str:
     if fold.stop_reason is not None:
         parts.append(f"stopped: {fold.stop_reason}")
     return " | ".join(parts)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(stream: TextIO, line: str) -> None:

@@ -160,9 +160,8 @@ def _pair(merge: str | tuple[str, str]) -> Iterable[str]:
 def _build_library(raw: dict[str, Any], reserved: Mapping[str, int], file: str) -> Library:
     safe = raw | {"added_tokens": [], "normalizer": None, "post_processor": None, "truncation": None, "padding": None}
     safe["model"] = raw["model"] | {"dropout": None}  # dropout would make encoding random
-    if raw["model"].get(
-        "ignore_merges"
-    ):  # then a whole word is looked up in the vocabulary, a control token's name too
+    # Where merges are ignored, a whole word is looked up in the vocabulary, and a control token's name is one, too.
+    if raw["model"].get("ignore_merges"):
         safe["model"]["vocab"] = {t: i for t, i in raw["model"]["vocab"].items() if t not in reserved}
     safe["pre_tokenizer"] = json.loads(json.dumps(raw["pre_tokenizer"]))
     for part in _parts(safe["pre_tokenizer"]):

@@ -1,0 +1,5 @@
+"""`python -m livelm` is `livelm`."""
+
+from livelm.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""What other tools rely on, frozen: changing a set below is a conscious edit and belongs into the CHANGELOG."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import livelm
+from livelm import errors
+from livelm.cli import app
+from livelm.config import Recipe
+from livelm.models import MODELS
+from livelm.optim import OPTIMIZERS, SCHEDULES
+from livelm.sources import SOURCES
+from livelm.tokenize import TOKENIZERS
+
+COMMON = {"--set", "--for", "--out", "--seed", "--threads", "--json", "--size"}
+
+
+def test_public_names() -> None:
+    assert livelm.__all__ == sorted(livelm.__all__)
+    assert all(hasattr(livelm, name) for name in livelm.__all__)
+
+
+def test_verbs_and_their_options() -> None:
+    group = typer.main.get_command(app)
+    found = {
+        name: {option for p in verb.params for option in p.opts if option.startswith("--")}
+        for name, verb in group.commands.items()  # type: ignore[attr-defined]
+    }
+    assert found == {
+        "run": COMMON,
+        "resume": {"--for", "--json"},
+        "fork": {"--for", "--out", "--json"},
+        "show": {"--png", "--json"},
+        "compare": {"--png", "--json"},
+        "eval": {"--for", "--threads", "--json"},
+        "generate": {"--prompt", "--bytes", "--temperature", "--seed", "--json"},
+        "doctor": {"--json"},
+    }
+
+
+def test_recipe_keys() -> None:
+    keys = {}
+    for section, field in Recipe.model_fields.items():
+        inner = field.annotation
+        keys[section] = sorted(inner.model_fields) if hasattr(inner, "model_fields") else []  # type: ignore[union-attr]
+    assert keys == {
+        "name": [],
+        "run": ["budget", "seed", "threads"],
+        "source": ["uris"],
+        "tokenizer": ["name"],
+        "feed": ["lanes", "prefetch", "update_tokens"],
+        "model": ["name"],
+        "optimizer": ["name"],
+        "schedule": ["name"],
+        "learn": ["clip", "explosion"],
+        "checkpoint": ["every_s", "keep"],
+        "spool": ["max_bytes", "segment_bytes"],
+    }
+
+
+def test_registries() -> None:
+    for registry in (MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
+        assert list(registry) == sorted(registry)
+    assert set(MODELS) == {"transformer"}
+    assert set(OPTIMIZERS) == {"adamw", "muon"}
+    assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
+    assert set(SOURCES) == {"demo", "files", "stdin", "tail"}
+    assert set(TOKENIZERS) == {"bpe", "bytes"}
+
+
+def test_exit_codes() -> None:
+    codes = {
+        name: kind.exit_code
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.LivelmError)
+    }
+    assert codes == {
+        "LivelmError": 1,
+        "ConfigError": 2,
+        "SourceError": 3,
+        "SpoolError": 3,
+        "RunError": 4,
+        "CheckpointError": 4,
+        "JournalError": 4,
+        "StorageError": 5,
+        "ContractError": 6,
+        "Unavailable": 7,
+    }
+    assert all(f"{name} " in (errors.__doc__ or "") for name in codes)
+
+
+FIELDS = {
+    "run": {
+        "bounded", "commit", "context_reach", "flops_per_token", "kind", "machine", "n_parameters", "n_vocabulary",
+        "recipe", "replayable", "run", "schema", "seq", "stream", "versions",
+    },
+    "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
+    "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},
+    "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
+    "spans": {"at_s", "journal_s", "kind", "save_s", "score_s", "update_s", "wait_s"},
+    "memory": {"at_s", "kind", "resident_bytes"},
+    "baseline": {"at_s", "kind", "n_bytes", "ppmd", "uniform", "unigram", "xz"},
+    "saved": {"at_s", "batch", "folder", "kind"},
+    "resumed": {"at_s", "batch", "kind"},
+    "warning": {"at_s", "kind", "message"},
+    "stopped": {"at_s", "kind", "reason"},
+}  # fmt: skip
+ALWAYS = {"run", "document", "scored", "update", "spans", "baseline", "saved", "resumed", "stopped"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, livelm_command: "Command") -> Path:
+    folder = tmp_path_factory.mktemp("surface")
+    (folder / "text.txt").write_text("to be or not to be\n" * 60)
+    run = folder / "run"
+    livelm_command("run", folder / "text.txt", "--out", run, "--for", "800B", *livelm_command.tiny)
+    livelm_command("resume", run, "--for", "1MB")
+    return run
+
+
+def test_a_run_directory_holds_its_recipe_journal_and_checkpoints(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} >= {"recipe.toml", "journal.jsonl", "checkpoints"}
+
+
+def test_journal_fields(finished: Path) -> None:
+    records = [json.loads(line) for line in (finished / "journal.jsonl").read_bytes().splitlines()]
+    found: dict[str, set[str]] = {}
+    for record in records:
+        found.setdefault(record["kind"], set()).update(record)
+    assert found.keys() >= ALWAYS
+    assert {kind: FIELDS[kind] for kind in found} == found
+    facts = [r["seq"] for r in records if "seq" in r]
+    assert facts == list(range(len(facts)))
+    assert records[0]["kind"] == "run"
+
+
+def test_what_show_prints_as_json(finished: Path, livelm_command: "Command") -> None:
+    summary = json.loads(livelm_command("show", finished, "--json").stdout)
+    wanted = {"bits_per_byte", "n_bytes", "n_documents", "bytes_per_s", "n_parameters", "baselines", "spans"}
+    assert summary.keys() >= wanted
+    assert summary["baselines"].keys() == {"uniform", "unigram", "xz", "ppmd"}
+    assert summary["n_bytes"] == 19 * 60
+    assert summary["baselines_n_bytes"] == 19 * 60
