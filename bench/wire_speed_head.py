@@ -65,7 +65,7 @@ def run_plain(n_updates: int) -> tuple[float, float]:
     for tokens, starts, targets in batches(n_updates):
         with clock.piece("update"):
             nats, state = model.nats(tokens, starts, targets, state)
-            losses.append(float(nats.mean()))
+            losses.append(float(nats.detach().mean()))
             optimizer.zero_grad()
             nats.mean().backward()
             optimizer.step()
@@ -88,7 +88,7 @@ def run_ours(n_updates: int, every: int) -> tuple[dict[str, float], float]:
             cut = h.detach().requires_grad_()
         with clock.piece("score 128,256 rows"):
             nats = table.nats(cut, targets)
-            losses.append(float(nats.mean()))
+            losses.append(float(nats.detach().mean()))
         with clock.piece("gradient of h"):
             nats.mean().backward()
         with clock.piece("trunk backward"):

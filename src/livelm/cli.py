@@ -114,7 +114,7 @@ def compare(
     """Compare runs on equal prefixes of what they read."""
     if len(paths) < 2:
         raise ConfigError("compare needs at least two runs.")
-    shared = shared_bytes([_fold(path) for path in paths])
+    shared = shared_bytes({str(path): _fold(path) for path in paths})
     folds = {str(path): _fold(path, shared) for path in paths}
     if as_json:
         _print_json(compare_json(folds))

@@ -163,6 +163,19 @@ def test_what_waits_is_bounded_however_long_a_document_is() -> None:
     assert max(waiting) <= SLICE_BYTES + 1
 
 
+def test_what_a_cursor_brought_along_does_not_wait_for_the_source() -> None:
+    class Silent(Listed):
+        def read(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
+            if cursor is not None:
+                raise AssertionError("nothing more was needed")
+            yield from super().read(cursor)
+
+    source, feed_settings = Silent([whole(b"x" * 100)]), FeedSettings(update_tokens=10)
+    first = next(batches(source, TOKENIZER, feed_settings, None))
+    rest = batches(source, TOKENIZER, feed_settings, first.cursor)
+    assert [next(rest).index for _ in range(9)] == list(range(1, 10))
+
+
 def test_prefetch_delivers_the_same_batches_and_the_error_that_ended_them() -> None:
     documents = [whole(b"hello world, hello", str(i)) for i in range(9)]
 

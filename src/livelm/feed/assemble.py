@@ -65,13 +65,15 @@ class _Assembler:
     def run(self) -> Iterator[Batch]:
         n_tokens = self._settings.update_tokens
         with closing(self._documents()) as documents:
-            for _ in documents:
+            more = True
+            while more:  # what a cursor brought along comes first: a live source may be silent for long
                 while min(self._waiting) >= n_tokens:
                     yield self._take(n_tokens)
+                more = next(documents, False)
         while any(self._waiting):
             yield self._take(min(n_tokens, max(self._waiting)))
 
-    def _documents(self) -> Generator[None, None, None]:
+    def _documents(self) -> Generator[bool, None, None]:
         """Move the stream into the lanes slice by slice; the fields are a consistent cursor at every yield."""
         skip = self._skip
         for document, after in self._source.read(self._place):
@@ -83,7 +85,7 @@ class _Assembler:
                     self._place, self._skip = after, 0
                 else:
                     self._skip = stop
-                yield
+                yield True
             skip = 0
 
     def _absorb(self, document: Document, start: int, stop: int) -> None:

@@ -6,7 +6,7 @@ from time import monotonic
 
 from livelm.types import Record
 
-SPANS = ("wait", "score", "update", "save", "journal")
+SPANS: tuple[str, ...] = ("wait", "score", "update", "save", "journal")
 REPORT_S = 1.0
 """Seconds between two `spans` records."""
 
@@ -17,7 +17,7 @@ class Clock:
     def __init__(self, active_s: float = 0.0) -> None:
         self._began = monotonic() - active_s
         self._reported = active_s
-        self._spent = dict.fromkeys(SPANS, 0.0)
+        self._spent: dict[str, float] = dict.fromkeys(SPANS, 0.0)
 
     @property
     def active_s(self) -> float:
@@ -40,5 +40,5 @@ class Clock:
     def report(self) -> Record:
         """The time spent since the last report."""
         now, spent = self.active_s, self._spent
-        self._reported, self._spent = now, dict.fromkeys(SPANS, 0.0)
+        self._reported, self._spent = now, {name: 0.0 for name in SPANS}
         return {"kind": "spans", "at_s": round(now, 3), **{f"{name}_s": round(s, 6) for name, s in spent.items()}}
