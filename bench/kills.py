@@ -89,7 +89,7 @@ class Life:
     """One run over one stream, lived through many deaths."""
 
     def __init__(self, kind: str, folder: Path, n_bytes: int, seed: int) -> None:
-        # with the mark a whole number of updates: a followed file never ends, so a part of an update would wait for ever
+        # with the mark a whole number of updates: a followed file never ends, a part of one would wait for ever
         self.kind, self.folder, self.text = kind, folder, text_of(n_bytes // 32 * 32 - 1, seed)
         folder.mkdir(parents=True)
         self.file = folder / "stream.txt"

@@ -47,6 +47,10 @@ class SourceSettings(Settings):
 
     uris: tuple[str, ...] = ()
     """SOURCE arguments, as on the command line."""
+    text_field: str = "text"
+    """The field of a .jsonl line that holds the text."""
+    from_end: bool = False
+    """Follow a file (`tail:`) from its present end instead of its beginning."""
 
 
 class FeedSettings(Settings):

@@ -88,7 +88,7 @@ def run_session(session: Session, views: Sequence[View]) -> None:
 
 def start(recipe: Recipe, out: Path | None, stop: Stop) -> Session:
     """Open a new run. Raises ConfigError, SourceError, RunError or StorageError before anything is written."""
-    source = open_sources(recipe.source.uris)
+    source = open_sources(recipe.source.uris, recipe.source)
     parts = build_parts(recipe)
     folder = RunFolder.create(out, parts.recipe)
     return _open(folder, parts, source, None, stop)
@@ -105,7 +105,7 @@ def resume(path: Path, more: str, stop: Stop) -> Session:
         recipe = folder.recipe()
         tree = folder.newest_checkpoint()
         parts = build_parts(recipe)
-        return _open(folder, parts, open_sources(recipe.source.uris), tree, stop, more)
+        return _open(folder, parts, open_sources(recipe.source.uris, recipe.source), tree, stop, more)
     except BaseException:
         folder.unlock()
         raise

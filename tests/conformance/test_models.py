@@ -293,6 +293,42 @@ def test_every_option_of_the_transformer_is_alive(turned: dict[str, Any]) -> Non
     assert not torch.allclose(a, b, atol=1e-3)
 
 
+def test_both_halves_of_an_ngram_row_are_alive() -> None:
+    tokens, starts = stream(1, 30)
+    options = SMALL | {"ngrams": [2, 4]}
+    for half in (slice(0, 32), slice(32, 64)):
+        model = lively("transformer", options)
+        before, _ = model(tokens, starts, model.init_state(1))
+        with torch.no_grad():
+            model.ngrams.table[:, half] = 0
+        after, _ = model(tokens, starts, model.init_state(1))
+        assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_an_update_touches_only_the_ngram_rows_it_read() -> None:
+    model = build("transformer", SMALL | {"ngrams": [2, 3], "ngram_rows": 500, "tied": True})
+    optimizer = OPTIMIZERS["adamw"](OPTIMIZERS["adamw"].Config(), model.parameter_kinds())
+    tokens, starts = stream(1, 21)
+    nats, _ = model.nats(tokens[:, :-1], starts[:, :-1], tokens[:, 1:], model.init_state(1))
+    nats.mean().backward()
+    optimizer.step()
+    changed = (model.ngrams.table != 0).any(dim=1)
+    assert changed[:500].any()
+    assert changed[500:].any()
+    assert changed.sum() <= 2 * 20
+
+
+def test_each_order_looks_back_exactly_that_far() -> None:
+    ngrams = build("transformer", SMALL | {"ngrams": [2, 4], "ngram_rows": 10_007}).ngrams
+    read, document = torch.arange(10, 20)[None], torch.zeros(1, 10, dtype=torch.int64)
+    rows = ngrams.rows(read, document)[0, -1]
+    assert rows[0] < 10_007 <= rows[1]
+    for back in range(6):
+        changed = read.clone()
+        changed[0, -1 - back] = 3
+        assert (ngrams.rows(changed, document)[0, -1] != rows).tolist() == [back < 2, back < 4]
+
+
 def test_the_wire_speed_model_has_its_ancestors_size() -> None:
     kind = MODELS["transformer"]
     config = kind.Config(

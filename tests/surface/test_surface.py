@@ -49,7 +49,7 @@ def test_recipe_keys() -> None:
     assert keys == {
         "name": [],
         "run": ["budget", "seed", "threads"],
-        "source": ["uris"],
+        "source": ["from_end", "text_field", "uris"],
         "tokenizer": ["name"],
         "feed": ["lanes", "prefetch", "update_tokens"],
         "model": ["name"],

@@ -40,5 +40,5 @@ class Clock:
     def report(self) -> Record:
         """The time spent since the last report."""
         now, spent = self.active_s, self._spent
-        self._reported, self._spent = now, {name: 0.0 for name in SPANS}
+        self._reported, self._spent = now, dict.fromkeys(SPANS, 0.0)
         return {"kind": "spans", "at_s": round(now, 3), **{f"{name}_s": round(s, 6) for name, s in spent.items()}}
