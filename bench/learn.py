@@ -90,7 +90,7 @@ def main() -> None:
         print(
             f"seed {seed}: {row['bits_per_byte']:.4f} bits per byte over {row['n_bytes']:,} bytes "
             f"at {row['bytes_per_s']:,.0f} B/s ({row['tokens_per_s']:,.0f} tokens/s); nats per token "
-            f"{row['first_nats_per_token']:.3f} in the first update, {row['last_nats_per_token']:.3f} in the last 10,000",
+            f"{row['first_nats_per_token']:.3f} at first, {row['last_nats_per_token']:.3f} in the last 10,000",
             flush=True,
         )
     figures = {

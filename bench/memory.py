@@ -54,7 +54,7 @@ def write_stream(descriptor: int, n_bytes: int) -> None:
     """Words of many kinds into a pipe, as fast as they are taken."""
     chooser = random.Random(0)
     words = [bytes(chooser.randrange(97, 123) for _ in range(chooser.randint(2, 9))) for _ in range(5000)]
-    with open(descriptor, "wb") as pipe:  # noqa: PTH123 - a descriptor, not a path
+    with open(descriptor, "wb") as pipe:
         left = n_bytes
         while left > 0:
             line = b" ".join(chooser.choices(words, k=12)) + b"\n"
@@ -84,8 +84,8 @@ def main() -> None:
     late = statistics.median(r for _, r in memory.samples[-tenth:])
     growth = late / early - 1
     print(
-        f"{memory.n_bytes:,} bytes in {time.monotonic() - begin:.0f} s: resident {early / 1e6:.1f} MB in the second tenth, "
-        f"{late / 1e6:.1f} MB in the last: growth {100 * growth:+.2f} %; spool {spool / 1e6:.2f} MB at the end"
+        f"{memory.n_bytes:,} bytes in {time.monotonic() - begin:.0f} s: resident {early / 1e6:.1f} MB in the second "
+        f"tenth, {late / 1e6:.1f} MB in the last: growth {100 * growth:+.2f} %; spool {spool / 1e6:.2f} MB at the end"
     )
     if arguments.keep:
         figures = {"growth": round(growth, 5), "early_mb": early / 1e6, "late_mb": late / 1e6, "bytes": memory.n_bytes}

@@ -34,9 +34,9 @@ class Part(BaseModel):
 class RunSettings(Settings):
     """What concerns the run as a whole."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seeds every random number of the run."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the learner; 0: all cores."""
     budget: str = ""
     """How much to read before stopping, such as "60s", "10m" or "5MB"; empty: until the stream ends."""
@@ -193,7 +193,7 @@ def parse_budget(text: str) -> Budget:
     """
     if not text:
         return Budget()
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
     unit = match[2].lower() if match else ""
     if match and float(match[1]) > 0 and unit in _UNITS_S:
         return Budget(seconds=float(match[1]) * _UNITS_S[unit])
@@ -247,6 +247,8 @@ def _explain(kind: type[BaseModel], where: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{place!r} is missing: it has no default, so the recipe must set it."
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # two settings that do not go together
+        return f"{place!r}: {message}."
     return f"{place!r} is {error['input']!r}: {message[0].lower()}{message[1:]}."
 
 

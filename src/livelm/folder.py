@@ -11,6 +11,7 @@ RUN/
 
 import json
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class RunFolder:
         self.graded = path / "graded.bytes"
         self.spool = path / "spool"
         self._lock = FileLock(path / "lock")
+        self._made: list[Path] = []
 
     @staticmethod
     def create(path: Path | None, recipe: Recipe) -> "RunFolder":
@@ -48,12 +50,17 @@ class RunFolder:
                 f"{str(folder.path)!r} holds a run already. Go on with `livelm resume {folder.path}`, "
                 "or give another --out."
             )
+        folder._made = [p for p in (folder.path, *folder.path.parents) if not p.exists()]
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.lock()
+        except OSError as error:
+            raise _unwritable(folder.path, error) from None
+        try:
             folder.recipe_path.write_text(dump_recipe(recipe), "utf-8")
         except OSError as error:
-            raise StorageError(f"the run directory {str(folder.path)!r} cannot be written: {error}.") from None
+            folder.discard()
+            raise _unwritable(folder.path, error) from None
         return folder
 
     @staticmethod
@@ -70,17 +77,23 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunError(f"{str(self.path)!r} is in use: another livelm is learning in it.") from None
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
 
     def unlock(self) -> None:
         """Give the directory free."""
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove what this livelm put here: the run came to nothing."""
+        """Remove what this livelm put here, and the directories it made: the run came to nothing."""
         for folder in (self.checkpoints, self.spool):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.recipe_path, self.journal_path, self.graded):
+        for file in (self.recipe_path, self.journal_path, self.graded, self.path / "lock"):
             file.unlink(missing_ok=True)
+        self.unlock()
+        with suppress(OSError):  # something else is in it by now
+            for folder in self._made:
+                folder.rmdir()
 
     def recipe(self) -> Recipe:
         """The resolved recipe of the run. Raises ConfigError when it was damaged."""
@@ -90,7 +103,10 @@ class RunFolder:
         """The newest complete checkpoint. Raises CheckpointError for none, a damaged or a foreign one."""
         found = list_checkpoints(self.checkpoints)
         if not found:
-            raise CheckpointError(f"{str(self.path)!r} has no complete checkpoint.")
+            raise CheckpointError(
+                f"{str(self.path)!r} has no complete checkpoint: it was ended before its first save. Nothing was "
+                "learned in it; delete it and start the run again."
+            )
         tree = load_checkpoint(found[-1])
         first = self.first_record()
         if tree.get("run") != first.get("run"):
@@ -99,11 +115,14 @@ class RunFolder:
 
     def first_record(self) -> dict[str, Any]:
         """Record 0 of the journal. Raises RunError for a foreign or newer journal."""
-        with self.journal_path.open("rb") as file:
-            line = file.readline(16 << 20)
+        try:
+            with self.journal_path.open("rb") as file:
+                line = file.readline(16 << 20)
+        except OSError as error:
+            raise RunError(f"{str(self.journal_path)!r} cannot be read: {error.strerror or error}.") from None
         try:
             record = json.loads(line)
-            kind, schema = record["kind"], record["schema"]
+            kind, schema = record["kind"], int(record["schema"])
         except (ValueError, KeyError, TypeError):
             kind, schema, record = None, 0, {}
         if kind != "run":
@@ -113,6 +132,10 @@ class RunFolder:
                 f"{str(self.journal_path)!r} has schema {schema}, this livelm reads up to {SCHEMA}. Upgrade livelm."
             )
         return record
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"the run directory {str(path)!r} cannot be written: {error.strerror or error}.")
 
 
 def _unused(path: Path) -> Path:

@@ -126,6 +126,7 @@ class Session:
         """What is worth knowing about once a second."""
         yield self.clock.report()
         yield self._observed("memory", resident_bytes=_resident_bytes())
+        self.journal.flush()  # so that `show` sees a run while it runs
         self.graded.flush()
         self.baselines.grown(self.graded.n_bytes)
         measured = self.baselines.poll()

@@ -207,7 +207,8 @@ class Model(Protocol):
     def parameter_kinds(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
         """Every trainable parameter once, by how optimizers treat it.
 
-        The kinds are `matrix`, `table`, `vector`, and `rows` (a table with row-sparse gradients).
+        The kinds are `matrix`, `table`, `vector`, `rows` (a table with row-sparse gradients) and `deferred` (a table
+        that leaves its gradient in factors, see `models.ops.token_table`).
         """
         ...
 

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "ancestor": SMALL
         | {"norm": "layer", "rank": 16, "tied": True, "activation": "relu", "mlp_bias": True, "qk_norm": False},
         "grouped": SMALL | {"n_heads": 4, "n_kv_heads": 2, "gate": True, "rank": 4},
+        "factored": SMALL | {"tied": True, "token_table": "float32"},
         "ngrams": SMALL | {"ngrams": [2, 4], "ngram_rows": 101, "tied": True},
     }
 }
@@ -70,7 +71,7 @@ def test_it_is_a_model(name: str, options: dict[str, Any]) -> None:
     assert isinstance(model, Model)
     named = [parameter for kind in model.parameter_kinds().values() for _, parameter in kind]
     assert sorted(map(id, named)) == sorted(map(id, model.parameters()))
-    assert set(model.parameter_kinds()) <= {"matrix", "table", "vector", "rows"}
+    assert set(model.parameter_kinds()) <= {"matrix", "table", "vector", "rows", "deferred"}
 
 
 @every
@@ -142,12 +143,14 @@ def test_every_parameter_gets_gradient(name: str, options: dict[str, Any]) -> No
     optimizer = OPTIMIZERS["adamw"](OPTIMIZERS["adamw"].Config(), model.parameter_kinds())
     tokens, starts = stream(2, 65)
     for _ in range(3):  # maps that start at zero pass gradient on only after their own first updates
+        optimizer.step()
         optimizer.zero_grad()
         model.nats(tokens[:, :-1], starts[:, :-1], tokens[:, 1:], model.init_state(2))[0].mean().backward()
-        optimizer.step()
     for label, parameter in model.named_parameters():
-        assert parameter.grad is not None, label
-        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        parts = getattr(parameter, "gradient_parts", None)
+        gradient = parameter.grad if parts is None else parts.dense(parameter)
+        assert gradient is not None, label
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
         assert gradient.isfinite().all(), label
         assert gradient.abs().max() > 0, label
 

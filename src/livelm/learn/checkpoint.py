@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [p for p in folder.glob("[0-9]*") if (p / MANIFEST).exists()] if folder.is_dir() else []
+    found = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / MANIFEST).exists()]
     return sorted(found, key=lambda p: int(p.name))
 
 

@@ -13,6 +13,7 @@ from livelm.config import Settings
 from livelm.models.layers import Rotation, linear, make_norm, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
+from livelm.models.ops.token_table import TokenTable
 from livelm.types import State
 
 Positive = Annotated[int, Field(ge=1)]
@@ -44,6 +45,8 @@ class TransformerConfig(Settings):
     """Tuneable rank: one (d_head, rank) matrix per layer maps queries and keys of every head; even."""
     tied: bool = False
     """Use the token table as the output matrix too."""
+    token_table: Literal["plain", "float32", "bfloat16"] = "plain"
+    """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors."""
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
     ngram_rows: Positive = 32_768
@@ -57,6 +60,10 @@ class TransformerConfig(Settings):
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.kv_heads}")
         if self.rank is not None and self.rank % 2:
             raise ValueError(f"rank={self.rank} must be even: rotary positions turn pairs of channels")
+        if self.token_table != "plain" and not self.tied:
+            raise ValueError(
+                f"token_table={self.token_table!r} is one table for reading and predicting: set tied = true"
+            )
         if any(a >= b for a, b in pairwise(self.ngrams)):
             raise ValueError(f"ngrams={list(self.ngrams)} must be orders in rising order, each once")
         return self
@@ -166,9 +173,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.n_vocabulary = n_vocabulary
-        self.embed = nn.Embedding(n_vocabulary, config.d_model)
-        # A tied table scores a token's own row with std * d_model: 1 keeps the first loss at ln V even for small V.
-        nn.init.normal_(self.embed.weight, std=min(0.02, 1 / config.d_model) if config.tied else 0.02)
+        self.embed = _embedding(config, n_vocabulary)
         self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, config.d_model) if config.ngrams else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config.norm, config.d_model)
@@ -196,6 +201,8 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "B T V"], State]:
         """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
         x, state = self.hidden(tokens, starts, state)
+        if isinstance(self.embed, TokenTable):
+            return self.embed.logits(x), state
         return F.linear(x, self.output_rows), state
 
     @property
@@ -233,6 +240,9 @@ class Transformer(nn.Module):
         state: State,
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
+        if isinstance(self.embed, TokenTable):
+            x, state = self.hidden(tokens, starts, state)
+            return self.embed.nats(x, targets), state
         logits, state = self.forward(tokens, starts, state)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return nats.view(targets.shape), state
@@ -251,13 +261,26 @@ class Transformer(nn.Module):
         return 2 * (weights + compression + compared + c.d_model * self.n_vocabulary)
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Every trainable parameter once (see `types.Model`); `rows` are tables whose gradient is row-sparse."""
+        """Every trainable parameter once (see `types.Model`)."""
         kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "vector": []}
         for name, parameter in self.named_parameters():
             if name == "ngrams.table":
                 kinds.setdefault("rows", []).append((name, parameter))
+            elif name == "embed.weight" and isinstance(self.embed, TokenTable):
+                kinds.setdefault("deferred", []).append((name, parameter))
             elif name in ("embed.weight", "head.weight"):
                 kinds["table"].append((name, parameter))
             else:
                 kinds["vector" if parameter.dim() == 1 else "matrix"].append((name, parameter))
         return kinds
+
+
+def _embedding(config: TransformerConfig, n_vocabulary: int) -> nn.Embedding | TokenTable:
+    # A tied table scores a token's own row with std * d_model: 1 keeps the first loss at ln V even for small V.
+    std = min(0.02, 1 / config.d_model) if config.tied else 0.02
+    if config.token_table != "plain":
+        dtype = torch.bfloat16 if config.token_table == "bfloat16" else torch.float32
+        return TokenTable(n_vocabulary, config.d_model, std=std, scale=config.d_model**0.5, dtype=dtype)
+    embedding = nn.Embedding(n_vocabulary, config.d_model)
+    nn.init.normal_(embedding.weight, std=std)
+    return embedding

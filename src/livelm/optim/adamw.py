@@ -4,8 +4,10 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
+from torch.optim import Optimizer
 
 from livelm.config import Settings
+from livelm.optim.deferred import DeferredAdagrad
 from livelm.optim.grouped import Grouped, Kinds, group
 from livelm.optim.rows import RowAdagrad
 
@@ -20,8 +22,12 @@ class AdamWConfig(Settings):
     """Of matrices and vectors."""
     table_rate: Rate | None = None
     """Of token table and head; by default `rate`."""
-    rows_rate: Rate = 0.05
+    rows_rate: Rate = 0.1
     """Of tables with row-sparse gradients (n-grams), which Adagrad trains."""
+    deferred_rate: Rate = 0.02
+    """Of a token table that leaves its gradient in factors (`model.token_table`), which row-wise Adagrad trains."""
+    deferred_every: Annotated[int, Field(ge=1)] = 16
+    """Updates after which the rows of such a table that were neither read nor predicted learn too."""
     beta1: Beta = 0.9
     beta2: Beta = 0.98
     eps: Rate = 1e-8
@@ -43,4 +49,7 @@ class AdamW(Grouped):
         ]
         rows = group(kinds, "rows", c.rows_rate)
         adam = torch.optim.AdamW(dense, lr=c.rate, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=0.0, fused=True)
-        super().__init__([adam, *([RowAdagrad(rows)] if rows else [])])
+        deferred = group(kinds, "deferred", c.deferred_rate)
+        tables: list[Optimizer] = [RowAdagrad(rows)] if rows else []
+        tables += [DeferredAdagrad(deferred, every=c.deferred_every)] if deferred else []
+        super().__init__([adam, *tables])

@@ -42,11 +42,16 @@ class Grouped:
 
     def state_bytes(self) -> int:
         """Bytes of state held now; parts allocate theirs at the first step."""
-        tensors = (t for part in self.parts for held in part.state.values() for t in held.values())
-        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+        return sum(_n_bytes(value) for part in self.parts for held in part.state.values() for value in held.values())
 
 
 def group(kinds: Kinds, kind: str, rate: float, **options: Any) -> list[dict[str, Any]]:
     """One parameter group for a kind, none when the model has no such parameters."""
     params = [parameter for _, parameter in kinds.get(kind, [])]
     return [{"params": params, "kind": kind, "lr": rate, "base_rate": rate, **options}] if params else []
+
+
+def _n_bytes(value: Any) -> int:
+    if isinstance(value, list):  # factors that wait
+        return sum(map(_n_bytes, value))
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

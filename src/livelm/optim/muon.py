@@ -30,8 +30,12 @@ class MuonConfig(Settings):
     """Of token table and head (AdamW)."""
     vector_rate: Rate = 2e-3
     """Of gains and biases (AdamW)."""
-    rows_rate: Rate = 0.05
+    rows_rate: Rate = 0.1
     """Of tables with row-sparse gradients (Adagrad)."""
+    deferred_rate: Rate = 0.02
+    """Of a token table that leaves its gradient in factors (row-wise Adagrad)."""
+    deferred_every: Annotated[int, Field(ge=1)] = 16
+    """Updates after which the rows of such a table that were neither read nor predicted learn too."""
     beta1: Beta = 0.9
     beta2: Beta = 0.95
 
@@ -45,7 +49,13 @@ class Muon(Grouped):
         c = config
         rest = AdamW(
             AdamWConfig(
-                rate=c.vector_rate, table_rate=c.table_rate, rows_rate=c.rows_rate, beta1=c.beta1, beta2=c.beta2
+                rate=c.vector_rate,
+                table_rate=c.table_rate,
+                rows_rate=c.rows_rate,
+                deferred_rate=c.deferred_rate,
+                deferred_every=c.deferred_every,
+                beta1=c.beta1,
+                beta2=c.beta2,
             ),
             {kind: named for kind, named in kinds.items() if kind != "matrix"},
         )

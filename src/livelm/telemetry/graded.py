@@ -49,12 +49,15 @@ class GradedBytes:
         try:
             self._file.flush()
         except OSError as error:
-            raise StorageError(f"{str(self.path)!r} cannot be written: {error}.") from None
+            raise _refused(self.path, error) from None
 
     def sync(self) -> None:
         """Make everything written so far durable."""
         self.flush()
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _refused(self.path, error) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Where the file stands, and what waits to be written; `sync` first."""
@@ -73,15 +76,25 @@ class GradedBytes:
         try:
             self._file.write(waiting)
         except OSError as error:
-            raise StorageError(f"{str(self.path)!r} cannot be written: {error}.") from None
+            raise _refused(self.path, error) from None
         self.n_bytes += len(waiting)
         waiting.clear()
 
 
 def _open_at(path: Path, size: int) -> IO[bytes]:
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
-        raise RunError(f"{str(path)!r} has {found} bytes, but the checkpoint was taken after {size}.")
-    with path.open("ab") as file:
-        file.truncate(size)
-    return path.open("ab")
+    try:
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise RunError(f"{str(path)!r} has {found} bytes, but the checkpoint was taken after {size}.")
+        with path.open("ab") as file:
+            file.truncate(size)
+        return path.open("ab")
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{str(path)!r} cannot be written: {error.strerror or error}. The last checkpoint is intact; "
+        "make room and go on with `livelm resume`."
+    )

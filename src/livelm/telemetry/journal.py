@@ -33,7 +33,7 @@ class Journal:
         if record["kind"] in FACTS:
             record = {"kind": record["kind"], "seq": self.seq, **record}
             self.seq += 1
-        line = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        line = _line(record)
         try:
             self._file.write(line)
         except OSError as error:
@@ -63,12 +63,22 @@ class Journal:
 
 
 def _open_at(path: Path, position: int) -> IO[bytes]:
-    size = path.stat().st_size if path.exists() else 0
-    if size < position:
-        raise JournalError(f"{str(path)!r} has {size} bytes, but the checkpoint was taken after {position}.")
-    with path.open("ab") as file:
-        file.truncate(position)
-    return path.open("ab")
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < position:
+            raise JournalError(f"{str(path)!r} has {size} bytes, but the checkpoint was taken after {position}.")
+        with path.open("ab") as file:
+            file.truncate(position)
+        return path.open("ab")
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def _line(record: Record) -> bytes:
+    try:
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a file name that is not UTF-8: escaped, so that the line is JSON for everybody
+        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 def _refused(path: Path, error: OSError) -> StorageError:
