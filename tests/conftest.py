@@ -1,12 +1,17 @@
 """What several suites need: the command line as a user runs it."""
 
+import io
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from livelm.cli import main
 
 TINY = [
     "--threads", "1",
@@ -15,6 +20,7 @@ TINY = [
     "--set", "model.n_layers=1",
     "--set", "model.n_heads=2",
     "--set", "model.context=32",
+    "--set", "model.ngrams=[]",
     "--set", "feed.update_tokens=32",
 ]  # fmt: skip
 
@@ -24,6 +30,7 @@ class Command:
 
     tiny = TINY
     """Options that make a run cheap."""
+    python = sys.executable
 
     def __call__(self, *arguments: Any, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "livelm", *map(str, arguments)]
@@ -41,6 +48,42 @@ class Command:
 @pytest.fixture(scope="session")
 def livelm_command() -> Command:
     return Command()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command wrote, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def livelm_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
+    """The same command line in this process: without the seconds that a new one takes to begin."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments: Any, code: int = 0) -> Said:
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["livelm", *map(str, arguments)])
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            with pytest.raises(SystemExit) as left:
+                main()
+        said = []
+        for stream in (out, err):
+            stream.flush()
+            said.append(stream.buffer.getvalue().decode(errors="replace"))  # type: ignore[attr-defined]
+        found = left.value.code if isinstance(left.value.code, int) else 0
+        assert found == code, f"{arguments} ended with {found}:\n{said[0]}\n{said[1]}"
+        assert "Traceback" not in said[1]
+        return Said(found, *said)
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The command line: one function per verb, thin."""
 
+import errno
 import json
 import os
 import sys
@@ -14,13 +15,13 @@ from rich.console import Console
 
 from livelm.config import FeedSettings, load_recipe, parse_budget
 from livelm.doctor import examine
-from livelm.errors import ConfigError, LivelmError, RunError
+from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
 from livelm.evaluate.baselines import measure
 from livelm.evaluate.generate import generate as sample
 from livelm.evaluate.grade import grade
 from livelm.evaluate.plot import plot_compare, plot_run
 from livelm.evaluate.report import compare_json, compare_table, shared_bytes, show_table
-from livelm.feed import batches
+from livelm.feed import Prefetch, batches
 from livelm.folder import RunFolder
 from livelm.run import fork as fork_session
 from livelm.run import load, run_session, start
@@ -46,6 +47,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seeds every random number.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the learner (default: all cores).")]
 Size = Annotated[str, typer.Option(help="The one dial: tiny, small or base.")]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system says when a disk takes no more."""
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -133,24 +136,33 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Grade a stream without learning from it: each byte once."""
-    parts, learner = load(path)
-    limit, kept, total = parse_budget(budget), bytearray(), {"bits": 0.0, "n_bytes": 0, "n_tokens": 0, "n_documents": 0}
+    limit, stop = parse_budget(budget), Stop()
     source = open_sources(sources)
+    parts, learner = load(path, threads)
+    kept, total = bytearray(), {"bits": 0.0, "n_bytes": 0, "n_tokens": 0, "n_documents": 0}
     began = monotonic()
+
+    def spent() -> bool:
+        done = total["n_bytes"] >= (limit.n_bytes or inf) or monotonic() - began >= (limit.seconds or inf)
+        return done or stop.reason is not None
+
     one_lane = FeedSettings(lanes=1, update_tokens=parts.recipe.feed.update_tokens)
     learner.reset_lanes(1)
-    for scored in grade(learner, batches(source, parts.tokenizer, one_lane, None)):
-        total["bits"] += scored.bits
-        total["n_bytes"] += scored.n_bytes
-        total["n_tokens"] += scored.n_tokens
-        total["n_documents"] += len(scored.batch.begun)
-        if len(kept) < MAX_BYTES:
-            kept += parts.tokenizer.decode(scored.batch.tokens[scored.batch.graded].tolist())
-        if total["n_bytes"] >= (limit.n_bytes or inf) or monotonic() - began >= (limit.seconds or inf):
-            break
-    source.close()
+    feed = Prefetch(lambda: batches(source, parts.tokenizer, one_lane, None), one_lane.prefetch)
+    stop.install()  # an endless stream is graded until Ctrl-C
+    try:
+        for scored in grade(learner, iter(lambda: feed.next(spent), None)):
+            total["bits"] += scored.bits
+            total["n_bytes"] += scored.n_bytes
+            total["n_tokens"] += scored.n_tokens
+            total["n_documents"] += len(scored.batch.begun)
+            if len(kept) < MAX_BYTES:
+                kept += parts.tokenizer.decode(scored.batch.tokens[scored.batch.graded].tolist())
+    finally:
+        source.close()
+        feed.close()
     if not total["n_bytes"]:
-        raise RunError(f"{source.describe()}: there was not a single byte to grade.")
+        raise SourceError(f"{source.describe()}: there was not a single byte to grade.")
     baselines = measure(bytes(kept))
     result = {
         "bits_per_byte": total["bits"] / total["n_bytes"],
@@ -181,7 +193,9 @@ def generate(
     parts, learner = load(path)
     text = bytearray()
     out = sys.stdout.buffer
-    for piece in sample(learner.model, parts.tokenizer, prompt.encode(), temperature=temperature, seed=seed or 0):
+    begin = prompt.encode(errors="surrogateescape")  # the very bytes that were typed
+    for token in sample(learner.model, parts.tokenizer, begin, temperature=temperature, seed=seed or 0):
+        piece = token[: n_bytes - len(text)]
         text += piece
         if not as_json:
             out.write(piece)
@@ -212,7 +226,10 @@ def main() -> None:
     except LivelmError as error:
         typer.echo(f"livelm: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"livelm: the system refused: {error}", err=True)
+            sys.exit(StorageError.exit_code if error.errno in FULL else LivelmError.exit_code)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         sys.exit(141)
 
@@ -238,6 +255,12 @@ def _absolute(sources: Sequence[str]) -> list[str]:
 
 
 def _absolute_one(source: str) -> str:
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the name {source!r} is not valid UTF-8, and a recipe must be. Name its directory, or pipe it in with `-`."
+        ) from None
     scheme, colon, rest = source.partition(":")
     if source == "-" or (colon and not Path(source).exists()):
         return f"{scheme}:{Path(rest).expanduser().absolute()}" if scheme in ("files", "tail") and rest else source
@@ -246,8 +269,8 @@ def _absolute_one(source: str) -> str:
 
 def _drive(open_session: Any, as_json: bool) -> None:
     stop = Stop()
-    session: Session = open_session(stop)
     stop.install()
+    session: Session = open_session(stop)
     fold = fold_journal(session.folder.journal_path) if session.n_batches else Fold()
     view = JsonView() if as_json else LiveView(fold=fold) if _is_screen() else PlainView(fold=fold)
     try:
@@ -277,4 +300,4 @@ def _fold(path: Path, *marks: int) -> Fold:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    typer.echo(json.dumps(value, allow_nan=False))  # ASCII: right on every terminal, and for names that are not UTF-8

@@ -49,17 +49,23 @@ def learn(session: Session) -> Iterator[Record]:
 def run_session(session: Session, views: Sequence[View]) -> None:
     """Drive the loop to its end: every record goes into the journal, then to the views.
 
-    Whatever ends it (the stream, the budget, a signal, a broken source), what was scored is saved first.
-    Raises SourceError, StorageError; then the last checkpoint is intact.
+    Whatever ends it (the stream, the budget, a signal, a broken source, a view whose reader is gone), what was
+    scored is saved first. Raises SourceError, StorageError; then the last checkpoint is intact. A run that failed
+    before it learned anything leaves nothing behind.
     """
-    began = session.n_batches
+    watching = list(views)
 
     def tell(records: Iterator[Record] | Sequence[Record]) -> None:
         for record in records:
             written = session.journal.write(record)
-            for view in views:
-                view.take(written)
+            for view in tuple(watching):
+                try:
+                    view.take(written)
+                except BrokenPipeError:
+                    watching.remove(view)
+                    session.stop.request("nobody reads the output any more")
 
+    learned_nothing = False
     try:
         tell(session.opening)
         if session.fresh:
@@ -71,19 +77,20 @@ def run_session(session: Session, views: Sequence[View]) -> None:
             failure = error
         if failure is None and session.n_batches == 0 and session.stop.reason is None:
             failure = SourceError(f"{session.source.describe()}: the stream ended without a single byte to learn from.")
-        if session.n_batches > began:
+        tell([session.clock.report()])  # before the checkpoint, so that a resumed run still knows its time
+        if session.n_batches != session.saved_batch:
             tell([session.save()])
-        tell([session.clock.report()])
         if failure is not None:
             session.stop.request(f"failed: {failure}")
         tell(session.close_baselines())
         tell([session.stopped()])
-        if failure is not None and session.n_batches == 0:
-            session.folder.discard()  # nothing was learned, so nothing is kept
         if failure is not None:
+            learned_nothing = session.n_batches == 0
             raise failure
     finally:
         session.close()
+        if learned_nothing or session.saved_batch is None:
+            session.folder.discard()
 
 
 def start(recipe: Recipe, out: Path | None, stop: Stop) -> Session:
@@ -91,7 +98,11 @@ def start(recipe: Recipe, out: Path | None, stop: Stop) -> Session:
     source = open_sources(recipe.source.uris, recipe.source)
     parts = build_parts(recipe)
     folder = RunFolder.create(out, parts.recipe)
-    return _open(folder, parts, source, None, stop)
+    try:
+        return _open(folder, parts, source, None, stop)
+    except BaseException:
+        folder.discard()
+        raise
 
 
 def resume(path: Path, more: str, stop: Stop) -> Session:
@@ -122,17 +133,28 @@ def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: S
         }
     )
     session = start(changed, out, stop)
-    session.learner.load_state_dict(tree["learner"])
+    try:
+        session.learner.load_state_dict(tree["learner"])
+    except BaseException:
+        session.close()
+        session.folder.discard()
+        raise
     session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
     session.opening[0] = {**session.opening[0], "forked_from": tree["run"], "forked_at_batch": tree["n_batches"]}
     return session
 
 
-def load(path: Path) -> tuple[Parts, Learner]:
-    """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone."""
+def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
+    """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone.
+
+    `threads` replaces what the recipe says.
+    """
     folder = RunFolder.open(path)
     tree = folder.newest_checkpoint()
-    parts = build_parts(folder.recipe())
+    recipe = folder.recipe()
+    if threads is not None:
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"threads": threads})})
+    parts = build_parts(recipe)
     learner = parts.learner(lambda: 0.0)
     learner.load_weights(tree["learner"])
     return parts, learner
@@ -179,6 +201,7 @@ def _open(
         baselines=BaselineWorker(folder.graded),
         saved_at_s=active_s,
         fresh=tree is None,
+        saved_batch=tree["n_batches"] if tree else None,
     )
     session.opening = [
         {"kind": "resumed", "at_s": round(active_s, 3), "batch": session.n_batches}

@@ -67,6 +67,8 @@ class Session:
     saved_at_s: float
     fresh: bool
     """Whether the run begins with this session."""
+    saved_batch: int | None
+    """`n_batches` of the last checkpoint; None before the first."""
     opening: list[Record] = field(default_factory=list)
     """Records to write before the first batch."""
 
@@ -119,7 +121,7 @@ class Session:
         path = save_checkpoint(self.folder.checkpoints, self.n_batches, tree, self.parts.recipe.checkpoint.keep)
         if self.spool is not None and self.cursor is not None and self.cursor.source is not None:
             self.spool.release(self.cursor.source)  # only what a durable checkpoint contains may be forgotten
-        self.saved_at_s = self.clock.active_s
+        self.saved_at_s, self.saved_batch = self.clock.active_s, self.n_batches
         return self._observed("saved", batch=self.n_batches, folder=str(path.relative_to(self.folder.path)))
 
     def observe(self) -> Iterator[Record]:

@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, index: int, tree: dict[str, Any], keep: int) -
             sync_path(aside / name)
         sync_path(aside)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         aside.rename(final)
         sync_path(folder)
     except (OSError, SafetensorError) as error:
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, index: int, tree: dict[str, Any], keep: int) -
             "make room and go on with `livelm resume`."
         ) from None
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return final
 
 
@@ -83,6 +83,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / MANIFEST).exists()]
     return sorted(found, key=lambda p: int(p.name))
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that at no moment half of it can pass for a whole one."""
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sync_path(path: Path) -> None:
