@@ -21,6 +21,7 @@ from livelm.config import Recipe, load_recipe
 from livelm.parts import build_parts
 from livelm.run import run_session, start
 from livelm.session import Stop
+from livelm.telemetry.fold import Fold
 from livelm.telemetry.terminal import LiveView
 
 
@@ -54,10 +55,11 @@ def harnessed(recipe: Recipe, out: Path) -> tuple[float, float]:
     """Seconds (opening and the last baselines excluded) and bits per byte of livelm's loop."""
     session = start(recipe, out, Stop())
     with Path(os.devnull).open("w") as nowhere:
-        view = LiveView(Console(file=nowhere, force_terminal=True, width=120, height=40))
+        fold = Fold()
+        view = LiveView(Console(file=nowhere, force_terminal=True, width=120, height=40), fold)
         with view:
             run_session(session, [view])
-    return view.fold.active_s, view.fold.bits_per_byte
+    return fold.active_s, fold.bits_per_byte
 
 
 def main() -> None:

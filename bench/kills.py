@@ -14,6 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def ended(pid: int) -> bool:
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return False
     if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"a child failed with {os.waitstatus_to_exitcode(status)}")
+        raise RuntimeError(f"a child failed with {os.waitstatus_to_exitcode(status)}")
     return True
 
 
@@ -122,7 +124,7 @@ def uninterrupted(life: Life) -> Path:
     if life.kind == "tail":
         life.file.write_bytes(life.text)
     if not ended(in_child(lambda: life.live(run, None, first=True))):
-        raise SystemExit("the uninterrupted run was killed")
+        raise RuntimeError("the uninterrupted run was killed")
     if life.kind == "tail":
         life.file.unlink()
         life.file.write_bytes(b"")
@@ -176,27 +178,22 @@ def _wait_for_spool(life: Life, run: Path) -> None:
     time.sleep(0.2)
 
 
-def soak(kinds: list[str], n_kills: int, n_bytes: int, seed: int) -> list[dict[str, Any]]:
-    """Kill runs of every kind until each kind has died `n_kills` times; raises SystemExit at the first difference."""
-    rows = []
-    for kind in kinds:
-        deaths, runs, begin = 0, 0, time.monotonic()
-        while deaths < n_kills:
-            chooser = random.Random(f"{seed}-{kind}-{runs}")
-            with tempfile.TemporaryDirectory() as folder:
-                life = Life(kind, Path(folder) / "life", n_bytes, seed + runs)
-                expected = uninterrupted(life)
-                run, died = killed(life, chooser, n_kills - deaths)
-                if facts(run) != facts(expected):
-                    raise SystemExit(f"{kind}: the journal differs after {died} kills (seed {seed}, run {runs})")
-                if (run / "graded.bytes").read_bytes() != life.text:
-                    raise SystemExit(f"{kind}: bytes were lost or doubled after {died} kills (run {runs})")
-            deaths, runs = deaths + died, runs + 1
-        rows.append({"source": kind, "kills": deaths, "runs": runs, "bytes_per_run": n_bytes, "differences": 0})
-        print(
-            f"{kind}: {deaths} kills in {runs} runs of {n_bytes} bytes, {time.monotonic() - begin:.0f} s: no difference"
-        )
-    return rows
+def soak(kind: str, n_kills: int, n_bytes: int, seed: int) -> dict[str, Any]:
+    """Kill runs over one kind of source until `n_kills` deaths; raises RuntimeError at the first difference."""
+    deaths, runs, begin = 0, 0, time.monotonic()
+    while deaths < n_kills:
+        chooser = random.Random(f"{seed}-{kind}-{runs}")
+        with tempfile.TemporaryDirectory() as folder:
+            life = Life(kind, Path(folder) / "life", n_bytes, seed + runs)
+            expected = uninterrupted(life)
+            run, died = killed(life, chooser, n_kills - deaths)
+            if facts(run) != facts(expected):
+                raise RuntimeError(f"{kind}: the journal differs after {died} kills (seed {seed}, run {runs})")
+            if (run / "graded.bytes").read_bytes() != life.text:
+                raise RuntimeError(f"{kind}: bytes were lost or doubled after {died} kills (seed {seed}, run {runs})")
+        deaths, runs = deaths + died, runs + 1
+    print(f"{kind}: {deaths} kills in {runs} runs, {time.monotonic() - begin:.0f} s: no difference", flush=True)
+    return {"source": kind, "kills": deaths, "runs": runs, "bytes_per_run": n_bytes, "differences": 0}
 
 
 def main() -> None:
@@ -208,7 +205,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
-    rows = soak(arguments.kinds, arguments.kills, arguments.bytes, arguments.seed)
+    with ProcessPoolExecutor(len(arguments.kinds), mp_context=get_context("spawn")) as pool:
+        work = [pool.submit(soak, k, arguments.kills, arguments.bytes, arguments.seed) for k in arguments.kinds]
+        rows = [job.result() for job in work]
     if arguments.keep:
         total = sum(row["kills"] for row in rows)
         keep(

@@ -76,8 +76,8 @@ class LearnSettings(Settings):
 class CheckpointSettings(Settings):
     """When a run saves itself."""
 
-    every_s: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints; 0 saves after every update."""
+    every_s: float = Field(default=300.0, ge=0)
+    """Seconds between checkpoints; 0 saves after every update. A killed run learns again what came after the last."""
     keep: int = Field(default=2, ge=1)
     """Complete checkpoints kept on disk."""
 
