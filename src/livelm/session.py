@@ -91,7 +91,7 @@ class Session:
         if self.exhausted():
             return None
         with self.clock.span("wait"):
-            return self.feed.next(self.exhausted)
+            return self.feed.next(self.exhausted, self._flush)
 
     @property
     def n_batches(self) -> int:
@@ -128,8 +128,7 @@ class Session:
         """What is worth knowing about once a second."""
         yield self.clock.report()
         yield self._observed("memory", resident_bytes=_resident_bytes())
-        self.journal.flush()  # so that `show` sees a run while it runs
-        self.graded.flush()
+        self._flush()
         self.baselines.grown(self.graded.n_bytes)
         measured = self.baselines.poll()
         if measured is not None:
@@ -157,6 +156,11 @@ class Session:
         self.journal.close()
         self.graded.close()
         self.folder.unlock()
+
+    def _flush(self) -> None:
+        """Let `show` see a run while it runs, and while its stream is silent."""
+        self.journal.flush()
+        self.graded.flush()
 
     def _warnings(self) -> Iterator[Record]:
         for message in self.baselines.warnings():

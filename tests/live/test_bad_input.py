@@ -92,9 +92,7 @@ def test_a_stream_without_a_byte_leaves_no_run_behind(
 
 
 def test_standard_input_without_a_byte_leaves_no_run_behind(tmp_path: Path, livelm_command: Any) -> None:
-    said = livelm_command(
-        "run", "-", *livelm_command.tiny, "--out", tmp_path / "run", code=3, stdin=subprocess.DEVNULL
-    )
+    said = livelm_command("run", "-", *livelm_command.tiny, "--out", tmp_path / "run", code=3, stdin=subprocess.DEVNULL)
     assert "standard input ended without a single byte" in said.stderr
     assert "Traceback" not in said.stderr
     assert not (tmp_path / "run").exists()

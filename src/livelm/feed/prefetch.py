@@ -24,12 +24,16 @@ class Prefetch:
         self._thread = threading.Thread(target=self._fill, name="livelm-feed", daemon=True)
         self._thread.start()
 
-    def next(self, stopped: Callable[[], bool]) -> Batch | None:
-        """The next batch; None at the end of the stream or once `stopped()` is true. Raises what the source raised."""
+    def next(self, stopped: Callable[[], bool], idle: Callable[[], None] = lambda: None) -> Batch | None:
+        """The next batch; None at the end of the stream or once `stopped()` is true. Raises what the source raised.
+
+        `idle()` is called every `POLL_S` while nothing comes.
+        """
         while not stopped():
             try:
                 item = self._queue.get(timeout=POLL_S)
             except Empty:
+                idle()
                 continue
             if isinstance(item, Exception):
                 raise item
