@@ -2,7 +2,8 @@
 
 Bare is: tokens in memory, the model with its carried state, cross-entropy, backward, clip, fused AdamW; nothing is
 written, nothing is shown. livelm's is everything: source, tokenizer, feed, journal, graded bytes, baselines in their
-idle process, spans and the live view drawn on a (discarded) terminal.
+idle process, spans and the live view drawn on a (discarded) terminal; only saving is left out, whose cost is the
+disk's and whose interval is a setting.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,7 +42,7 @@ def bare(recipe: Recipe, text: bytes) -> tuple[float, float]:
         inputs = inputs[:, : targets.shape[1]]
         costs, state = model.nats(inputs, starts[:, : targets.shape[1]], targets, state)  # type: ignore[operator]
         loss = costs.mean()
-        nats += float(loss) * targets.shape[1]
+        nats += float(loss.detach()) * targets.shape[1]
         factor = parts.rate_factor(step, 0.0)
         for group in optimizer.param_groups:
             group["lr"] = group["base_rate"] * factor
@@ -51,15 +53,26 @@ def bare(recipe: Recipe, text: bytes) -> tuple[float, float]:
     return time.monotonic() - begin, nats / len(text) / 0.6931471805599453
 
 
+class Loop:
+    """Seconds of the loop alone: up to the last `spans` record, less the saves."""
+
+    def __init__(self) -> None:
+        self.at_s = self.save_s = 0.0
+
+    def take(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "spans":
+            self.at_s, self.save_s = record["at_s"], self.save_s + record["save_s"]
+
+
 def harnessed(recipe: Recipe, out: Path) -> tuple[float, float]:
-    """Seconds (opening and the last baselines excluded) and bits per byte of livelm's loop."""
+    """Seconds (opening, saves and the last baselines excluded) and bits per byte of livelm's loop."""
     session = start(recipe, out, Stop())
     with Path(os.devnull).open("w") as nowhere:
-        fold = Fold()
+        fold, loop = Fold(), Loop()
         view = LiveView(Console(file=nowhere, force_terminal=True, width=120, height=40), fold)
         with view:
-            run_session(session, [view])
-    return fold.active_s, fold.bits_per_byte
+            run_session(session, [view, loop])
+    return loop.at_s - loop.save_s, fold.bits_per_byte
 
 
 def main() -> None:

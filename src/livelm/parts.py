@@ -42,11 +42,12 @@ class Parts:
 
 def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
-    torch.manual_seed(recipe.run.seed)
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
     make_model, model_settings = _resolve(MODELS, recipe.model, "model")
+    _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
+    torch.manual_seed(recipe.run.seed)
     model = make_model(model_settings, tokenizer.n_vocabulary)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
@@ -110,6 +111,26 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:
+    """Raise ConfigError for a model that cannot fit in memory, before minutes go into filling it."""
+    with torch.device("meta"):  # shapes only
+        n_parameters = sum(p.numel() for p in make_model().parameters())
+    needed, there = 2 * 4 * n_parameters, _memory_bytes()  # weights and at least as much for learning, in float32
+    if there and needed > there:
+        raise ConfigError(
+            f"this model has {n_parameters:,} parameters and needs {needed / 1e9:,.0f} GB or more to learn; "
+            f"this machine has {there / 1e9:,.0f} GB. Take a smaller --size or smaller model settings."
+        )
+
+
+def _memory_bytes() -> int:
+    """Physical memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 def _resolve(registry: Any, part: Part, where: str) -> tuple[Any, Settings]:

@@ -41,9 +41,7 @@ def learn(session: Session) -> Iterator[Record]:
             if clock.report_due():
                 yield from s.observe()
         if s.save_due():
-            with clock.span("save"):
-                saved = s.save()
-            yield saved
+            yield s.save()
 
 
 def run_session(session: Session, views: Sequence[View]) -> None:

@@ -104,6 +104,12 @@ class Session:
 
     def save(self) -> Record:
         """Make everything up to the last scored batch durable, in an order that a crash cannot break."""
+        with self.clock.span("save"):
+            path = self._save()
+        self.saved_at_s, self.saved_batch = self.clock.active_s, self.n_batches
+        return self._observed("saved", batch=self.n_batches, folder=str(path.relative_to(self.folder.path)))
+
+    def _save(self) -> Path:
         if self.spool is not None:
             self.spool.sync()
         self.journal.sync()
@@ -121,8 +127,7 @@ class Session:
         path = save_checkpoint(self.folder.checkpoints, self.n_batches, tree, self.parts.recipe.checkpoint.keep)
         if self.spool is not None and self.cursor is not None and self.cursor.source is not None:
             self.spool.release(self.cursor.source)  # only what a durable checkpoint contains may be forgotten
-        self.saved_at_s, self.saved_batch = self.clock.active_s, self.n_batches
-        return self._observed("saved", batch=self.n_batches, folder=str(path.relative_to(self.folder.path)))
+        return path
 
     def observe(self) -> Iterator[Record]:
         """What is worth knowing about once a second."""

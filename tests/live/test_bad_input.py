@@ -352,3 +352,8 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     assert (run / "graded.bytes").read_bytes() == stream.read_bytes()[:done]
     livelm_here("run", stream, "--out", tmp_path / "whole", *options, "--for", f"{done}B")
     assert facts(run) == facts(tmp_path / "whole")
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_built(text: Path, livelm_here: Call) -> None:
+    said = livelm_here("run", text, "--set", "model.d_model=10000000", "--set", "model.n_heads=1000", code=2)
+    assert "parameters and needs" in said.err
