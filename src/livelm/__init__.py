@@ -1,7 +1,17 @@
 """livelm: small language models that learn from live streams, graded before they learn."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from livelm.config import Recipe, Settings, load_recipe
+    from livelm.errors import LivelmError
+    from livelm.evaluate.generate import generate
+    from livelm.learn import Learner
+    from livelm.run import fork, load, resume, run_session, start
+    from livelm.session import Stop
+    from livelm.telemetry.fold import Fold, fold_journal
+    from livelm.types import Batch, Cursor, Document, Model, Scored, Source, Tokenizer, Update
 
 _HOMES = {
     "Batch": "livelm.types",
@@ -27,7 +37,30 @@ _HOMES = {
     "run_session": "livelm.run",
     "start": "livelm.run",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Batch",
+    "Cursor",
+    "Document",
+    "Fold",
+    "Learner",
+    "LivelmError",
+    "Model",
+    "Recipe",
+    "Scored",
+    "Settings",
+    "Source",
+    "Stop",
+    "Tokenizer",
+    "Update",
+    "fold_journal",
+    "fork",
+    "generate",
+    "load",
+    "load_recipe",
+    "resume",
+    "run_session",
+    "start",
+]
 
 
 def __getattr__(name: str) -> Any:
