@@ -17,6 +17,8 @@ from livelm.learn import list_checkpoints
 TEXT = "".join(f"line {i} of a text that goes on and on\n" for i in range(60))
 Call = Callable[..., Any]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:

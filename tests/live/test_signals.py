@@ -13,6 +13,8 @@ import pytest
 
 LIMIT_S = 60
 
+pytestmark = pytest.mark.slow
+
 
 def until(true: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
     """Wait for something that other processes do; never longer than a broken test may last."""

@@ -39,6 +39,8 @@ TEXTS = [
     b"It was the age of wisdom, it was the age of foolishness.\n" * 3,
 ] * 2
 
+pytestmark = pytest.mark.slow
+
 
 class Quotes:
     """A few documents, some of which have ranges that are only read."""
@@ -185,7 +187,6 @@ def test_no_kill_loses_or_doubles_a_byte() -> None:
     kill("--kills", "2", "--bytes", "3000")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(320)
 def test_many_kills_lose_and_double_nothing() -> None:
     kill("--kills", "10", "--bytes", "6000", "--seed", "7")
