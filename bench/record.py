@@ -27,7 +27,7 @@ def keep(slug: str, question: str, figures: dict[str, Any], rows: Sequence[dict[
         "question": question,
         "figures": figures,
         "rows": list(rows),
-        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {_module()} {shlex.join(map(_portable, sys.argv[1:]))}".strip(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": source_commit(),
         "machine": machine(),
@@ -35,6 +35,11 @@ def keep(slug: str, question: str, figures: dict[str, Any], rows: Sequence[dict[
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return folder
+
+
+def _portable(argument: str) -> str:
+    """Paths as seen from the repository: what lies elsewhere is nobody's business."""
+    return os.path.relpath(argument, RECORDS.parents[1]) if argument.startswith("/") else argument
 
 
 def _module() -> str:
