@@ -20,6 +20,7 @@ from torch import nn
 
 from bench.record import keep
 from livelm.config import Recipe, load_recipe
+from livelm.optim import set_rates
 from livelm.parts import build_parts
 from livelm.run import run_session, start
 from livelm.session import Stop
@@ -43,9 +44,7 @@ def bare(recipe: Recipe, text: bytes) -> tuple[float, float]:
         costs, state = model.nats(inputs, starts[:, : targets.shape[1]], targets, state)  # type: ignore[operator]
         loss = costs.mean()
         nats += float(loss.detach()) * targets.shape[1]
-        factor = parts.rate_factor(step, 0.0)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_rate"] * factor
+        set_rates(optimizer, parts.rate_factor(step, 0.0))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None and not p.grad.is_sparse], 1.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from livelm.config import LearnSettings
 from livelm.errors import CheckpointError, ContractError
 from livelm.learn.guard import Guard
+from livelm.optim import set_rates
 from livelm.types import Batch, Scored, State, Update
 
 
@@ -87,9 +88,7 @@ class Learner:
         if scored.spent or scored is not self._pending:
             raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
         scored.spent, self._pending = True, None
-        factor = self._rate_factor(self.n_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_rate"] * factor
+        set_rates(self.optimizer, self._rate_factor(self.n_updates))
         norm, skipped = 0.0, None
         if scored.n_tokens:
             self.optimizer.zero_grad()

@@ -144,7 +144,7 @@ class _Nats(torch.autograd.Function):
 def _row_sums(x: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """Sum of each row, in float32.
 
-    A sum of bfloat16 that is asked for in float32 first copies everything (a twentieth of an update); sums of 256 are
+    A sum of bfloat16 that is asked for in float32 first copies everything (1.4 ms against 0.3); sums of 256 are
     rounded once each, and 501 of them err by 5e-5 of the whole.
     """
     whole = x.shape[1] // 256 * 256
