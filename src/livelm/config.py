@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from livelm.errors import ConfigError
+from livelm.errors import ConfigError, Unavailable
 
 
 class Settings(BaseModel):
@@ -51,6 +51,26 @@ class SourceSettings(Settings):
     """The field of a .jsonl line that holds the text."""
     from_end: bool = False
     """Follow a file (`tail:`) from its present end instead of its beginning."""
+    crawl: dict[str, Any] = {}
+    """Settings of `crawl:` (every dictionary here is checked by the source it belongs to)."""
+    demo: dict[str, Any] = {}
+    """Settings of `demo:`."""
+    kafka: dict[str, Any] = {}
+    """Settings of `kafka:`."""
+    mix: dict[str, Any] = {}
+    """Settings of `mix:`, such as the weights."""
+    nats: dict[str, Any] = {}
+    """Settings of `nats:`."""
+    redis: dict[str, Any] = {}
+    """Settings of `redis:`."""
+    sessions: dict[str, Any] = {}
+    """Settings of `sessions:`."""
+    sse: dict[str, Any] = {}
+    """Settings of `sse:`."""
+    warc: dict[str, Any] = {}
+    """Settings of `warc:`."""
+    ws: dict[str, Any] = {}
+    """Settings of `ws:` and `wss:`."""
 
 
 class FeedSettings(Settings):
@@ -60,7 +80,7 @@ class FeedSettings(Settings):
     """Streams read side by side, each with its own carried state. 1 keeps the stream in order."""
     update_tokens: int = Field(default=64, ge=1, le=65536)
     """Tokens per lane between two updates."""
-    prefetch: int = Field(default=8, ge=1, le=1024)
+    prefetch: int = Field(default=32, ge=1, le=1024)
     """Batches prepared ahead in the background."""
 
 
@@ -172,6 +192,21 @@ def choose(registry: Mapping[str, Any], name: str, where: str) -> Any:
         advice = f"Did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{where} is {name!r}. {advice}Known: {', '.join(sorted(registry))}.")
     return registry[name]
+
+
+def load_optional(path: str, extra: str | None, purpose: str) -> Any:
+    """What `package.module:name` names, imported only now, because it needs what may not be installed.
+
+    Raises Unavailable, with the line that installs it.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if extra is None or missing == "livelm":
+            raise
+        raise Unavailable(f"{purpose} needs {missing}, which is not installed: pip install 'livelm[{extra}]'") from None
 
 
 class Budget(Settings):

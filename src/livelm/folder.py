@@ -5,6 +5,7 @@ RUN/
 ├── journal.jsonl     every number
 ├── checkpoints/      complete states, newest last
 ├── graded/           the first graded bytes, for the baselines
+├── source/           what a source keeps for itself, such as the frontier of a crawl
 ├── spool/            the durable copy of a stream that cannot be read twice
 └── lock
 """
@@ -33,6 +34,7 @@ class RunFolder:
         self.journal_path = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.graded = path / "graded.bytes"
+        self.source = path / "source"
         self.spool = path / "spool"
         self._lock = FileLock(path / "lock")
         self._made: list[Path] = []
@@ -86,7 +88,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what this livelm put here, and the directories it made: the run came to nothing."""
-        for folder in (self.checkpoints, self.spool):
+        for folder in (self.checkpoints, self.source, self.spool):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.recipe_path, self.journal_path, self.graded, self.path / "lock"):
             file.unlink(missing_ok=True)

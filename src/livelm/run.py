@@ -20,7 +20,7 @@ from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
 from livelm.telemetry.records import document_records, scored_record, update_record
 from livelm.telemetry.terminal import View
-from livelm.types import Record, Source
+from livelm.types import Keeping, Record, Source
 
 
 def learn(session: Session) -> Iterator[Record]:
@@ -164,6 +164,8 @@ def _open(
     """Put a session together: from the start (`tree` None), or from a checkpoint."""
     recipe = parts.recipe
     cursor = FeedCursor.from_json(tree["feed"]) if tree and tree["feed"] else None
+    if isinstance(source, Keeping):
+        source.keep(folder.source)
     spool = None
     if not source.replayable:
         s = recipe.spool

@@ -18,7 +18,7 @@ from livelm.parts import Parts
 from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
-from livelm.types import Batch, Record, Source
+from livelm.types import Acknowledging, Batch, Observed, Record, Source
 
 FINISH_S = 60.0
 """How long the end of a run waits for its last baselines."""
@@ -125,14 +125,17 @@ class Session:
             "n_batches": self.n_batches,
         }
         path = save_checkpoint(self.folder.checkpoints, self.n_batches, tree, self.parts.recipe.checkpoint.keep)
-        if self.spool is not None and self.cursor is not None and self.cursor.source is not None:
-            self.spool.release(self.cursor.source)  # only what a durable checkpoint contains may be forgotten
+        place = self.cursor.source if self.cursor is not None else None
+        if place is not None and isinstance(self.source, Acknowledging):
+            self.source.commit(place)  # only what a durable checkpoint contains may be forgotten
         return path
 
     def observe(self) -> Iterator[Record]:
         """What is worth knowing about once a second."""
         yield self.clock.report()
         yield self._observed("memory", resident_bytes=_resident_bytes())
+        if isinstance(self.source, Observed) and (said := self.source.observe()):
+            yield self._observed("source", said=said)
         self._flush()
         self.baselines.grown(self.graded.n_bytes)
         measured = self.baselines.poll()

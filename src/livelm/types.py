@@ -1,14 +1,19 @@
 """The nouns every part speaks: documents and cursors, tokens, batches, what was scored, and the contracts."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # a source, or a process that crawls, knows nothing of tensors and need not load them
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
 
 LN_2 = 0.6931471805599453
 """Nats per bit."""
@@ -16,7 +21,7 @@ LN_2 = 0.6931471805599453
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 """What JSON can hold (the inner levels are not checked by types)."""
 
-State = dict[str, Tensor]
+State: TypeAlias = "dict[str, Tensor]"
 """What a model carries from one batch to the next, by name; first axis of every tensor is the lane."""
 
 
@@ -74,6 +79,33 @@ class Source(Protocol):
 
     def describe(self) -> str:
         """One line for people: what is read, whether it ends, whether it can be read again."""
+        ...
+
+
+@runtime_checkable
+class Acknowledging(Protocol):
+    """A source that others wait for: it is told what is safe, so that a broker may forget it."""
+
+    def commit(self, cursor: Cursor) -> None:
+        """Everything up to and including `cursor` is durable here. From any thread; quick; safe after `close`."""
+        ...
+
+
+@runtime_checkable
+class Observed(Protocol):
+    """A source that has something to say about itself while it runs."""
+
+    def observe(self) -> dict[str, Json]:
+        """Counters and gauges so far, units in their names; `drops` maps each reason to how many. Never blocks."""
+        ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A source with durable state of its own, such as the frontier of a crawl."""
+
+    def keep(self, folder: Path) -> None:
+        """Use this folder for it; called once, before `read`. The folder need not exist yet."""
         ...
 
 
@@ -166,6 +198,15 @@ class Batch:
     begun: tuple[DocumentStart, ...]
     cursor: Any
     """A `feed.FeedCursor`: continues after this batch. Opaque to everyone but the feed."""
+    n_graded: int = field(init=False)
+    """Graded tokens in all."""
+    n_graded_bytes: int = field(init=False)
+    """Bytes they stand for."""
+
+    def __post_init__(self) -> None:
+        # summed where batches are made, many at a time: a cold call between two updates costs ten times a warm one
+        object.__setattr__(self, "n_graded", int(np.count_nonzero(self.graded.numpy())))
+        object.__setattr__(self, "n_graded_bytes", int(self.n_bytes.numpy().sum()))
 
 
 @runtime_checkable
@@ -221,7 +262,9 @@ class Scored:
 
     __slots__ = ("batch", "bits", "loss", "n_bytes", "n_tokens", "nats", "seal", "spent")
 
-    def __init__(self, *, seal: object, batch: Batch, nats: Float[Tensor, "B T"], loss: Tensor) -> None:
+    def __init__(
+        self, *, seal: object, batch: Batch, nats: Float[Tensor, "B T"], sum_nats: float, loss: Tensor
+    ) -> None:
         """Keep what was graded; `loss` (a scalar) still carries the graph of the very pass that was graded."""
         self.seal = seal
         self.spent = False
@@ -229,9 +272,9 @@ class Scored:
         self.nats = nats
         """(B, T) cost of each token in nats, float64, detached; 0 where not graded."""
         self.loss = loss
-        self.bits = float(nats.sum()) / LN_2
-        self.n_bytes = int(batch.n_bytes.sum())
-        self.n_tokens = int(batch.graded.sum())
+        self.bits = sum_nats / LN_2
+        self.n_bytes = batch.n_graded_bytes
+        self.n_tokens = batch.n_graded
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import livelm.run
-from livelm.config import load_recipe
+from livelm.config import Settings, load_recipe
 from livelm.feed import FeedCursor
 from livelm.run import resume, run_session, start
 from livelm.session import Stop
-from livelm.sources import SOURCES
+from livelm.sources import SOURCES, SourceKind
 from livelm.types import Cursor, Document
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +45,12 @@ pytestmark = pytest.mark.slow
 class Quotes:
     """A few documents, some of which have ranges that are only read."""
 
+    Config = Settings
     bounded = True
     replayable = True
+
+    def __init__(self, target: str = "", settings: Settings | None = None) -> None:
+        pass
 
     def read(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
         for n in range(0 if cursor is None else int(cursor.at["n"]), len(TEXTS)):  # type: ignore[call-overload]
@@ -59,6 +63,13 @@ class Quotes:
 
     def describe(self) -> str:
         return "quotes"
+
+
+class QuotesKind(SourceKind):
+    """The registry's entry for them."""
+
+    def load(self) -> Any:
+        return Quotes
 
 
 def graded() -> bytes:
@@ -135,7 +146,7 @@ CASES = {
 def test_stopping_twice_anywhere_equals_never_stopping(
     case: str, bpe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SOURCES, "demo", Quotes)
+    monkeypatch.setitem(SOURCES, "demo", QuotesKind("", "demo:"))
     settings = [*SETTINGS, 'source.uris=["demo:"]', *CASES[case]]
     settings = [s.replace("BPE", json.dumps(bpe_file)) for s in settings]
     # with one checkpoint in three updates, dying loses up to two of them
@@ -154,7 +165,7 @@ def test_stopping_twice_anywhere_equals_never_stopping(
 
 
 def test_a_cursor_of_another_batch_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SOURCES, "demo", Quotes)
+    monkeypatch.setitem(SOURCES, "demo", QuotesKind("", "demo:"))
     settings = [*SETTINGS, 'source.uris=["demo:"]']
     monkeypatch.setattr("livelm.session.Session.save_due", lambda session: True)
     expected = facts(lived(tmp_path / "whole", settings, []))

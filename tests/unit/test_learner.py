@@ -71,7 +71,7 @@ def test_the_first_score_is_a_uniform_guess() -> None:
 def test_what_was_not_scored_here_teaches_nothing() -> None:
     learner, other = make_learner(), make_learner()
     foreign = other.score(random_batch(0))
-    forged = Scored(seal=object(), batch=random_batch(0), nats=torch.zeros(1, 8), loss=torch.zeros(()))
+    forged = Scored(seal=object(), batch=random_batch(0), nats=torch.zeros(1, 8), sum_nats=0.0, loss=torch.zeros(()))
     before = weights(learner)
     for wrong in (foreign, forged, random_batch(0)):
         with pytest.raises(ContractError, match="takes what this learner scored"):

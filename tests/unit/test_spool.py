@@ -239,7 +239,7 @@ def test_over_the_cap_the_source_waits_and_nothing_is_dropped(tmp_path: Path) ->
         n_most = 0
         for item in documents:
             got.append(item)
-            source.release(item[1])
+            source.commit(item[1])
             n_most = max(n_most, spool.n_bytes)
         assert [d for d, _ in got] == expected(200, 1000)
         assert n_most <= 20_000

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from livelm.errors import LivelmError, SpoolError, StorageError
 from livelm.feed.segments import SUFFIX, Segment, damaged, list_segments, pack, scan, unpack
-from livelm.types import Cursor, Document, Source
+from livelm.types import Acknowledging, Cursor, Document, Json, Keeping, Observed, Source
 
 SYNC_BYTES = 4 << 20
 SYNC_S = 1.0
@@ -47,6 +47,8 @@ class Spool:
         """Where the inner source continues after what is stored."""
         self.ended = False
         """Whether the inner source came to its end."""
+        self.synced: Cursor | None = None
+        """Where the inner source continues after what this session made durable; None before the first sync."""
         self._folder, self._max_bytes = folder, max_bytes
         self._segment_bytes = min(segment_bytes, max_bytes // 4)  # only whole segments can be deleted
         self._changed = threading.Condition()
@@ -239,6 +241,7 @@ class Spool:
         return True
 
     def _sync(self) -> None:
+        last = self.last
         if self._failure is not None and self._unsynced < 0:
             raise self._failure
         try:
@@ -247,7 +250,7 @@ class Spool:
             self._unsynced = -1  # the kernel may have forgotten what it could not write: never call it durable again
             self._failure = self._refused(error)
             raise self._failure from None
-        self._unsynced, self._synced_at = 0, time.monotonic()
+        self._unsynced, self._synced_at, self.synced = 0, time.monotonic(), last
 
     def _wait_beyond(self, position: int) -> bool:
         """Wait until there is a record at `position`; False once closed. Raises what `fail` was told."""
@@ -304,6 +307,7 @@ class Spooled:
         self._inner, self._spool = inner, spool
         self._closing = threading.Event()
         self._starting = threading.Lock()
+        self._acknowledged: Cursor | None = None
         self._thread: threading.Thread | None = None
 
     def read(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
@@ -321,10 +325,20 @@ class Spooled:
     def sync(self) -> None:
         """Make durable what was stored: before every checkpoint. Raises StorageError."""
         self._spool.sync()
+        self._acknowledge()
 
-    def release(self, cursor: Cursor) -> None:
+    def commit(self, cursor: Cursor) -> None:
         """Say that a durable checkpoint contains everything up to `cursor`."""
         self._spool.release(cursor)
+
+    def observe(self) -> dict[str, Json]:
+        """What the inner source says of itself."""
+        return self._inner.observe() if isinstance(self._inner, Observed) else {}
+
+    def keep(self, folder: Path) -> None:
+        """Pass the folder on to the inner source."""
+        if isinstance(self._inner, Keeping):
+            self._inner.keep(folder)
 
     def close(self) -> None:
         """End the reading, the thread and the spool."""
@@ -339,10 +353,18 @@ class Spooled:
         """One line for people."""
         return f"{self._inner.describe()}; spooled"
 
+    def _acknowledge(self) -> None:
+        """Tell the inner source what the disk has, if that is news to it: then nobody else must keep it."""
+        synced = self._spool.synced
+        if synced is not None and synced is not self._acknowledged and isinstance(self._inner, Acknowledging):
+            self._inner.commit(synced)
+            self._acknowledged = synced
+
     def _store(self) -> None:
         try:
             for document, inner in self._inner.read(self._spool.last):
                 self._spool.append(document, inner)
+                self._acknowledge()
             if not self._closing.is_set():  # a closed source ends too, but its stream does not
                 self._spool.finish()
         except LivelmError as error:

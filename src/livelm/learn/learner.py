@@ -77,8 +77,8 @@ class Learner:
             raise ContractError(
                 f"batch {batch.index} would be scored before batch {self._pending.batch.index} was learned or dropped."
             )
-        nats, loss = self._grade(batch)
-        self._pending = Scored(seal=self._seal, batch=batch, nats=nats, loss=loss)
+        nats, sum_nats, loss = self._grade(batch)
+        self._pending = Scored(seal=self._seal, batch=batch, nats=nats, sum_nats=sum_nats, loss=loss)
         return self._pending
 
     def update(self, scored: Scored) -> Update:
@@ -139,7 +139,8 @@ class Learner:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
         self.model.load_state_dict(given)
 
-    def _grade(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _grade(self, batch: Batch) -> tuple[Tensor, float, Tensor]:
+        """(B, T) nats in float64 (0 where not graded), their sum, and the mean nats per graded token with its graph."""
         n_lanes, n_tokens = batch.tokens.shape
         if n_lanes != len(self._last):
             raise ContractError(f"batch {batch.index} has {n_lanes} lanes, the learner {len(self._last)}.")
@@ -152,14 +153,17 @@ class Learner:
         starts = torch.cat([self._last_starts, batch.starts[:, :-1]], dim=1)
         nats, lanes = self.model.nats(inputs, starts, batch.tokens, self.lanes)  # type: ignore[operator]
         graded = nats.detach().double()
-        if not bool(torch.isfinite(graded).all()):
+        total = float(graded.sum())
+        if not math.isfinite(total):
             # a broken prediction is graded as no prediction (uniform), and its state must not reach the next batch
             graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
             lanes = self.model.init_state(n_lanes)  # type: ignore[operator]
         self.lanes, self._last, self._last_starts = lanes, batch.tokens[:, -1:], batch.starts[:, -1:]
+        if batch.n_graded == batch.tokens.numel() and math.isfinite(total):  # the usual case needs no masks
+            return graded, total, nats.mean()
+        graded = graded * batch.graded
         weight = batch.graded.to(nats.dtype)
-        loss = (nats * weight).sum() / weight.sum().clamp(min=1)
-        return graded * batch.graded, loss
+        return graded, float(graded.sum()), (nats * weight).sum() / max(batch.n_graded, 1)
 
     def _backward(self, loss: Tensor) -> tuple[float, str | None]:
         if not math.isfinite(float(loss.detach())):

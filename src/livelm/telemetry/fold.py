@@ -1,6 +1,5 @@
 """Every number a person sees, folded from the journal one record at a time, in memory that does not grow."""
 
-import heapq
 import json
 import math
 from collections import deque
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from livelm.errors import JournalError
+from livelm.telemetry.surprises import Surprise, Surprises
 
 SCHEMA = 1
 """The newest journal schema this fold understands."""
@@ -21,12 +21,9 @@ COMPRESSORS = ("uniform", "unigram", "xz", "ppmd")
 """The baselines a run is compared with, weakest first."""
 
 _MAX_POINTS = 1024
-_MAX_OPEN = 1024  # documents followed at once; more lanes than this would need more
-_MAX_SURPRISES = 32
 _MAX_SIZES = 64
 _MAX_WARNINGS = 20
 _MAX_TEXT = 300  # an id or a message from a hostile stream may be megabytes long
-_MIN_SURPRISE_BYTES = 64  # a shorter document says more about luck than about the document
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,6 @@ class CurvePoint(NamedTuple):
     """Active seconds; between two observations it is interpolated by bytes."""
 
 
-class Surprise(NamedTuple):
-    """What one document cost."""
-
-    id: str
-    bits_per_byte: float
-    excess: float
-    """Bits per byte above what the stream cost just before it: late surprises count like early ones."""
-    n_bytes: int
-
-
 class Fold:
     """The state of a run, as its records tell it. `take` is cheap; memory is bounded for any length of stream."""
 
@@ -77,6 +64,8 @@ class Fold:
         self.gradient_norm = self.rate = None
         self.skipped: str | None = None  # why, at the latest skipped update
         self.resident_bytes: int | None = None
+        self.said: Mapping[str, Any] = {}
+        """What the source last said of itself: counters and gauges, `drops` by reason."""
         self.baselines: dict[int, dict[str, float | None]] = {}
         """By prefix size in bytes, ascending: bits per byte of each of `COMPRESSORS`."""
         self.ours_at: dict[int, Boundary] = {}
@@ -88,7 +77,7 @@ class Fold:
         self._recent_bits = self._recent_bytes = 0.0
         self._spanned_bytes = self._spanned_documents = 0  # totals when the last spans record came
         self._curve = _Curve()
-        self._surprises = _Surprises()
+        self._surprises = Surprises()
         self._marks: dict[int, Boundary] = {}
         self._wanted = sorted({*marks, *(1 << k for k in range(10, 50))}, reverse=True)  # 1 KiB to 512 TiB
 
@@ -197,6 +186,7 @@ class Fold:
             "model": self.recipe("model", "name"),
             "seed": self.recipe("run", "seed"),
             "stream": (self.run or {}).get("stream"),
+            "source": dict(self.said),
             "checkpoint": self.checkpoint[1] if self.checkpoint else None,
             "most_surprising": [s._asdict() for s in self.surprises(10)],
         }
@@ -243,6 +233,9 @@ class Fold:
     def _take_memory(self, record: Mapping[str, Any]) -> None:
         self.resident_bytes = int(record["resident_bytes"])
 
+    def _take_source(self, record: Mapping[str, Any]) -> None:
+        self.said = record["said"]
+
     def _take_baseline(self, record: Mapping[str, Any]) -> None:
         size = int(record["n_bytes"])
         self.baselines[size] = {name: record.get(name) for name in COMPRESSORS}
@@ -269,7 +262,7 @@ class Fold:
 
 _KINDS = (
     *("run", "document", "scored", "update"),  # facts
-    *("spans", "memory", "baseline", "saved", "resumed", "warning", "stopped"),  # observations
+    *("spans", "memory", "source", "baseline", "saved", "resumed", "warning", "stopped"),  # observations
 )
 _HANDLERS = {kind: getattr(Fold, f"_take_{kind}") for kind in _KINDS}
 
@@ -355,44 +348,6 @@ class _Curve:
 
     def _gap(self, n_bytes: int) -> float:
         return min(self._stride, n_bytes / 32)
-
-
-class _Surprises:
-    """The documents read lately, and the most surprising of those that were read before."""
-
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[str, float, int, float]] = {}  # ordinal: id, bits, n_bytes, expected bits
-        self._best: list[tuple[float, int, Surprise]] = []  # a heap, least surprising first
-
-    def begin(self, ordinal: int, name: str) -> None:
-        self._open[ordinal] = (name, 0.0, 0, 0.0)
-        if len(self._open) > _MAX_OPEN:  # the one touched longest ago has most likely ended
-            oldest = next(iter(self._open))
-            closed = self._open.pop(oldest)
-            if _counts(*closed[1:]):
-                heapq.heappush(self._best, (_surprise(closed).excess, oldest, _surprise(closed)))
-            if len(self._best) > _MAX_SURPRISES:
-                heapq.heappop(self._best)
-
-    def add(self, ordinal: int, bits: float, n_bytes: int, expected: float) -> None:
-        if (known := self._open.pop(ordinal, None)) is not None:  # put back last: ordered by last touch
-            name, b, n, e = known
-            self._open[ordinal] = (name, b + bits, n + n_bytes, e + n_bytes * expected)
-
-    def best(self, n: int) -> list[Surprise]:
-        # ranked before anything is made of them: a live view asks several times a second
-        rank = [((b - e) / size, o) for o, (_, b, size, e) in self._open.items() if _counts(b, size, e)]
-        still = (_surprise(self._open[ordinal]) for _, ordinal in heapq.nlargest(n, rank))
-        return heapq.nlargest(n, [*(s for _, _, s in self._best), *still], key=lambda s: s.excess)
-
-
-def _counts(bits: float, n_bytes: int, expected: float) -> bool:
-    return n_bytes >= _MIN_SURPRISE_BYTES and math.isfinite(bits + expected)
-
-
-def _surprise(document: tuple[str, float, int, float]) -> Surprise:
-    name, bits, n_bytes, expected = document
-    return Surprise(name, bits / n_bytes, (bits - expected) / n_bytes, n_bytes)
 
 
 def _finite(value: float | None) -> float | None:

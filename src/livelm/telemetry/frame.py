@@ -1,8 +1,10 @@
 """One picture of a running run as text: the numbers, the curve, where the time goes, what was surprising."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 from rich.text import Text
 
@@ -313,5 +315,26 @@ def _footer(fold: Fold, glyphs: Glyphs) -> list[Text]:
         parts.append(f"{counted(fold.n_skipped, 'update')} skipped")
     if fold.n_warnings > 1:
         parts.append(f"{fold.n_warnings} warnings")
+    said = [_said(fold.said, glyphs)] if fold.said else []
     warnings = [Text(f" ! {glyphs.clean(fold.warnings[-1])}", _WARN)] if fold.warnings else []
-    return [*warnings, Text(" " + f" {glyphs.separator} ".join(parts or ["nothing saved yet"]), _DIM)]
+    return [*said, *warnings, Text(" " + f" {glyphs.separator} ".join(parts or ["nothing saved yet"]), _DIM)]
+
+
+def _said(said: Mapping[str, Any], glyphs: Glyphs) -> Text:
+    """What the source says of itself, in one line; the commonest drops by name."""
+    line = Text(" source: ", "bold")
+    parts = [f"{_words(name)} {_gauge(value)}" for name, value in said.items() if isinstance(value, int | float)]
+    drops = said.get("drops")
+    if isinstance(drops, Mapping) and drops:
+        worst = sorted(drops.items(), key=lambda item: -item[1])[:3]
+        listed = ", ".join(f"{_words(name)} {amount(n)}" for name, n in worst)
+        parts.insert(3, f"dropped {amount(sum(drops.values()))} ({listed})")
+    return line.append(glyphs.clean(f" {glyphs.separator} ".join(parts)))
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("n_").replace("_per_s", "/s").removesuffix("_s").replace("_", " ")
+
+
+def _gauge(value: float) -> str:
+    return amount(value) if isinstance(value, int) else f"{value:.1f}"

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
@@ -14,7 +15,9 @@ from rich.live import Live
 from livelm.telemetry.fold import Fold
 from livelm.telemetry.frame import ASCII, NAMES, UNICODE, about, amount, bits, counted, duration, frame, printable
 
-FRAMES_PER_S = 4
+FRAMES_PER_S = 1
+BURST = 256
+"""Records that wait at most to be folded."""
 PLAIN_EVERY_S = 10.0
 _LAST_FRAME = 30  # lines that stay on the screen when the run is over
 
@@ -41,14 +44,16 @@ class LiveView:
         self._console = console or Console()
         self._fold = fold or Fold()
         self._lock = threading.Lock()
+        self._waiting: deque[Mapping[str, Any]] = deque()
         self._live = Live(
             console=self._console, screen=True, refresh_per_second=FRAMES_PER_S, get_renderable=self._render
         )
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Add a record to what the next frame shows."""
-        with self._lock:
-            self._fold.take(record)
+        self._waiting.append(record)
+        if len(self._waiting) >= BURST:
+            self._catch_up()
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
@@ -60,9 +65,15 @@ class LiveView:
         self._live.stop()
         self._console.print(self._render(_LAST_FRAME))
 
+    def _catch_up(self) -> None:
+        with self._lock:  # folded in order, by whichever thread is here first
+            while self._waiting:
+                self._fold.take(self._waiting.popleft())
+
     def _render(self, max_height: int | None = None) -> Group:
         width, height = self._console.size
         glyphs = UNICODE if self._console.encoding.lower().startswith("utf") else ASCII
+        self._catch_up()
         with self._lock:  # only the text is made here; turning it into escape codes happens without the lock
             lines = frame(self._fold, width, min(height, max_height or height), glyphs)
         return Group(*lines)
