@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from livelm.types import Batch, Cursor, Document, DocumentSpan, DocumentStart, E
 
 SLICE_BYTES = 64 << 10
 """A long document is tokenised this many bytes at a time, which bounds what waits in a lane."""
+
+
+def _constant(values: NDArray[Any]) -> NDArray[Any]:
+    values.flags.writeable = False
+    return values
+
+
+_YES, _NO = _constant(np.ones(SLICE_BYTES, np.bool_)), _constant(np.zeros(1, np.bool_))
+_NO_BYTES = _constant(np.zeros(1, np.int32))
 
 
 def batches(source: Source, tokenizer: Tokenizer, settings: FeedSettings, cursor: FeedCursor | None) -> Iterator[Batch]:
@@ -55,6 +65,7 @@ class _Assembler:
         self._waiting = [sum(map(len, lane)) for lane in self._lanes]
         self._fresh = list(cursor.fresh) if cursor else [True] * n
         self._begun: list[DocumentStart] = []
+        self._mark = _constant(np.array([tokenizer.mark], np.int32))
         self._reading: _Reading | None = None
         if cursor is not None and cursor.open is not None:
             o = cursor.open
@@ -114,23 +125,25 @@ class _Assembler:
 
     def _open(self, document: Document, whole: bool) -> None:
         name = f"{document.id}+{document.offset}" if whole and document.offset else document.id
-        lane = min(range(len(self._lanes)), key=lambda i: (self._waiting[i], i))
+        lane = self._waiting.index(min(self._waiting))
         ordinal, self._n_documents = self._n_documents, self._n_documents + 1
         opens = DocumentStart(ordinal, name, document.source, document.at, document.url)
         self._reading = _Reading(document.id, ordinal, lane, self._tokenizer.encoder(), 0, [])
-        mark = np.array([self._tokenizer.mark], np.int32)
         # the mark says that another document begins, which is news (and graded) except at the very beginning
-        graded = np.array([not self._fresh[lane]])
-        self._put(lane, Stretch(mark, np.zeros(1, np.int32), graded, ordinal, opens))
+        graded = _NO[:1] if self._fresh[lane] else _YES[:1]
+        self._put(lane, Stretch(self._mark, _NO_BYTES, graded, ordinal, opens))
         self._fresh[lane] = False
 
     def _push(self, reading: _Reading, tokens: Tokens) -> None:
         if not len(tokens.ids):
             return
-        graded = _outside(tokens, reading.position, reading.context)
+        graded, n_bytes = _YES[: len(tokens.ids)], tokens.n_bytes
+        if reading.context or len(graded) < len(tokens.ids):
+            graded = _outside(tokens, reading.position, reading.context)
+            n_bytes = np.where(graded, n_bytes, 0).astype(np.int32)
         reading.position += int(tokens.n_bytes.sum())
-        reading.context = [r for r in reading.context if r[1] > reading.position]
-        n_bytes = np.where(graded, tokens.n_bytes, 0).astype(np.int32)
+        if reading.context:
+            reading.context = [r for r in reading.context if r[1] > reading.position]
         self._put(reading.lane, Stretch(tokens.ids, n_bytes, graded, reading.ordinal, None))
 
     def _put(self, lane: int, stretch: Stretch) -> None:

@@ -54,8 +54,14 @@ class BytesEncoder:
 
     def finish(self) -> Tokens:
         """Nothing was held back, so nothing comes."""
-        return _tokens(b"")
+        return _NOTHING
 
 
 def _tokens(text: bytes) -> Tokens:
-    return Tokens(np.frombuffer(text, dtype=np.uint8).astype(np.int32), np.ones(len(text), dtype=np.int32))
+    ones = _ONES[: len(text)] if len(text) <= len(_ONES) else np.ones(len(text), dtype=np.int32)
+    return Tokens(np.frombuffer(text, dtype=np.uint8).astype(np.int32), ones)
+
+
+_ONES = np.ones(64 << 10, dtype=np.int32)  # shared by all that is tokenised, so nobody may write into it
+_ONES.flags.writeable = False
+_NOTHING = _tokens(b"")
