@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -13,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from livelm.config import FeedSettings, load_recipe, parse_budget
+from livelm.config import FeedSettings, load_optional, load_recipe, parse_budget, validate
 from livelm.doctor import examine
 from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
 from livelm.evaluate.baselines import measure
@@ -27,9 +29,10 @@ from livelm.run import fork as fork_session
 from livelm.run import load, run_session, start
 from livelm.run import resume as resume_session
 from livelm.session import Session, Stop
-from livelm.sources import open_sources
+from livelm.sources import absolute, open_publisher, open_sources
 from livelm.telemetry.fold import Fold, fold_journal
 from livelm.telemetry.graded import MAX_BYTES
+from livelm.telemetry.progress import CrawlJson, CrawlLines, CrawlScreen
 from livelm.telemetry.terminal import JsonView, LiveView, PlainView
 
 app = typer.Typer(
@@ -209,6 +212,39 @@ def generate(
 
 
 @app.command()
+def crawl(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Where to begin.")],
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="NAME.jsonl.zst, NAME.warc.gz, or nats://...")],
+    contact: Annotated[str, typer.Option(help="Where site owners reach you: a URL or a mail address.")] = "",
+    changes: Set = [],  # noqa: B006 - typer reads it
+    out: Annotated[Path | None, typer.Option(help="What the crawl keeps for itself (default: beside TARGET).")] = None,
+    budget: For = "",
+    as_json: AsJson = False,
+) -> None:
+    """Crawl sites politely into a file or a broker; the same command goes on where it was stopped."""
+    contacts = [f"source.crawl.contact={json.dumps(contact)}"] if contact else []
+    settings = load_recipe(None, "tiny", [*changes, *contacts]).source
+    harvest = load_optional("livelm.sources.web.harvest:harvest", "web", "livelm crawl")
+    kind = load_optional("livelm.sources.web.crawl_settings:CrawlSettings", "web", "livelm crawl")
+    limit, stop = parse_budget(budget), Stop()
+    stop.install()
+    view = CrawlJson() if as_json else CrawlScreen() if _is_screen() else CrawlLines()
+    progress = harvest(
+        urls,
+        to,
+        validate(kind, settings.crawl, "source.crawl"),
+        out or _crawl_folder(to),
+        budget=limit,
+        open_publisher=lambda uri: open_publisher(uri, settings),
+    )
+    with view.screen(), closing(progress):
+        for said in progress:
+            view.take(said)
+            if stop.reason is not None:
+                break
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what is off, and the one line that turns it on."""
     findings = examine()
@@ -261,10 +297,12 @@ def _absolute_one(source: str) -> str:
         raise ConfigError(
             f"the name {source!r} is not valid UTF-8, and a recipe must be. Name its directory, or pipe it in with `-`."
         ) from None
-    scheme, colon, rest = source.partition(":")
-    if source == "-" or (colon and not Path(source).exists()):
-        return f"{scheme}:{Path(rest).expanduser().absolute()}" if scheme in ("files", "tail") and rest else source
-    return str(Path(source).expanduser().absolute())
+    return absolute(source)
+
+
+def _crawl_folder(target: str) -> Path:
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", target) if "://" in target else target
+    return Path(f"{name}.crawl").expanduser()
 
 
 def _drive(open_session: Any, as_json: bool) -> None:

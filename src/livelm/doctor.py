@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-OPTIONAL = {"pytest": ("runs livelm's own tests", "pip install 'livelm[dev]'")}
+OPTIONAL = {
+    "aiohttp": ("crawls, archives and feeds", "pip install 'livelm[web]'"),
+    "nats-py": ("reads from NATS, and writes to it", "pip install 'livelm[nats]'"),
+    "confluent-kafka": ("reads from Kafka, and writes to it", "pip install 'livelm[kafka]'"),
+    "redis": ("reads from Redis streams, and writes to them", "pip install 'livelm[redis]'"),
+    "pytest": ("runs livelm's own tests", "pip install 'livelm[dev]'"),
+}
 """Optional packages: what each is for, and the line that installs it."""
 
 

@@ -37,6 +37,7 @@ def test_verbs_and_their_options() -> None:
         "compare": {"--png", "--json"},
         "eval": {"--for", "--threads", "--json"},
         "generate": {"--prompt", "--bytes", "--temperature", "--seed", "--json"},
+        "crawl": {"--contact", "--for", "--json", "--out", "--set", "--to"},
         "doctor": {"--json"},
     }
 
@@ -49,7 +50,10 @@ def test_recipe_keys() -> None:
     assert keys == {
         "name": [],
         "run": ["budget", "seed", "threads"],
-        "source": ["from_end", "text_field", "uris"],
+        "source": [
+            *("crawl", "demo", "from_end", "kafka", "mix", "nats", "redis"),
+            *("sessions", "sse", "text_field", "uris", "warc", "ws"),
+        ],
         "tokenizer": ["name"],
         "feed": ["lanes", "prefetch", "update_tokens"],
         "model": ["name"],
@@ -67,7 +71,10 @@ def test_registries() -> None:
     assert set(MODELS) == {"transformer"}
     assert set(OPTIMIZERS) == {"adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
-    assert set(SOURCES) == {"demo", "files", "stdin", "tail"}
+    assert set(SOURCES) == {
+        *("crawl", "demo", "files", "kafka", "mix", "nats", "redis"),
+        *("sessions", "sse", "stdin", "tail", "warc", "ws"),
+    }
     assert set(TOKENIZERS) == {"bpe", "bytes"}
 
 
@@ -102,6 +109,7 @@ FIELDS = {
     "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
     "spans": {"at_s", "journal_s", "kind", "save_s", "score_s", "update_s", "wait_s"},
     "memory": {"at_s", "kind", "resident_bytes"},
+    "source": {"at_s", "kind", "said"},
     "baseline": {"at_s", "kind", "n_bytes", "ppmd", "uniform", "unigram", "xz"},
     "saved": {"at_s", "batch", "folder", "kind"},
     "resumed": {"at_s", "batch", "kind"},

@@ -282,4 +282,4 @@ def test_what_was_redacted_is_counted_by_rule(tmp_path: Path) -> None:
     [(document, _)] = source.read(None)
     assert document.text == b"### user\n[redacted:npm-token] and [redacted:npm-token] of [redacted:email]\n\n"
     seen = source.observe()
-    assert (seen["n_redacted_npm-token"], seen["n_redacted_email"]) == (2, 1)
+    assert (seen["n_redacted"], seen["redacted"]) == (3, {"email": 1, "npm-token": 2})

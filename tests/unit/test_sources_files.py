@@ -13,8 +13,9 @@ import pytest
 import zstandard
 
 from livelm.errors import ConfigError, SourceError
-from livelm.sources import Demo, Files, FilesSettings, Stdin, Tail, open_source, open_sources
+from livelm.sources import Files, FilesSettings, Stdin, Tail, open_source, open_sources
 from livelm.sources import files as files_module
+from livelm.sources.demo import Demo
 from livelm.types import Cursor, Document, Source
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -261,12 +262,6 @@ def test_links_that_make_a_circle_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "f")
     assert [d.id for d in documents(Files([str(tmp_path)]))] == ["f", "link"]
-
-
-def test_demo_reads_the_library_without_its_tests() -> None:
-    found = {d.id for d in documents(Demo())}
-    assert {"abc.py", "json/decoder.py"} <= found
-    assert not any(part in ("test", "tests", "site-packages") for name in found for part in name.split("/"))
 
 
 def test_a_uri_names_its_source(tmp_path: Path) -> None:

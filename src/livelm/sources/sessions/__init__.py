@@ -94,9 +94,10 @@ class Sessions:
         return f"sessions {shown(self._target)}: {how}, {secrets}"
 
     def observe(self) -> dict[str, Json]:
-        """Files, lines, bytes, messages, documents; secrets by rule; lines left out by reason."""
+        """Files, lines, bytes, messages, documents; secrets in all and by rule; lines left out by reason."""
         reader = self._reader
         if reader is None:
             return {}
-        found: dict[str, Json] = {f"n_redacted_{rule}": n for rule, n in sorted(reader.found.copy().items())}
-        return {**dict(reader.counts.copy()), **found, "drops": dict(reader.skipped.copy())}
+        found = reader.found.copy()
+        secrets: dict[str, Json] = {"n_redacted": found.total(), "redacted": dict(sorted(found.items()))}
+        return {**dict(reader.counts.copy()), **secrets, "drops": dict(reader.skipped.copy())}

@@ -1,0 +1,214 @@
+"""Files of crawled pages: each write whole or not there, cut back exactly, and readable by everybody else."""
+
+import gzip
+import io
+import json
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from warcio.archiveiterator import ArchiveIterator
+
+from livelm.errors import ConfigError, SourceError
+from livelm.sources.files import Files
+from livelm.sources.web import sitemap
+from livelm.sources.web.black_box import BlackBox
+from livelm.sources.web.item import Item, pack, unpack
+from livelm.sources.web.sinks import Broker, open_file
+from livelm.sources.web.turns import Turns
+from livelm.types import Document
+
+NAMES = ["pages.jsonl.zst", "pages.warc.gz"]
+
+
+def item(i: int, **changes: Any) -> Item:
+    values: dict[str, Any] = {
+        "url": f"https://example.org/{i}",
+        "text": f"Text of page {i}, äöü 漢字.\n".encode(),
+        "at": "2026-01-02T03:04:05.678+00:00",
+        "title": "A “title”",
+        "headers": {"content-type": "text/html", "content-encoding": "gzip", "transfer-encoding": "chunked"},
+        "raw": b"\x1f\x8b" + bytes([i]) * 100,
+        "address": "192.0.2.1",
+    }
+    return Item(**values | changes)
+
+
+def urls(path: Path) -> list[str]:
+    if path.suffix == ".zst":
+        with zstandard.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line)["url"] for line in file]
+    with path.open("rb") as file:
+        return [r.rec_headers["WARC-Target-URI"] for r in ArchiveIterator(file) if r.rec_type == "response"]
+
+
+@given(st.binary(), st.none() | st.binary(), st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_item_survives_packing(text: bytes, raw: bytes | None, title: str) -> None:
+    whole = item(1, text=text, raw=raw, title=title)
+    assert unpack(pack(whole)) == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_whole_after_each_write(tmp_path: Path, name: str) -> None:
+    sink = open_file(tmp_path / name, None)
+    for n in range(3):
+        sink.write([item(2 * n), item(2 * n + 1)])
+        assert urls(tmp_path / name) == [f"https://example.org/{i}" for i in range(2 * n + 2)]
+        assert sink.place == {"n_bytes": (tmp_path / name).stat().st_size}
+    sink.close()
+    sink.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("torn", [b"", b"half a record", None])
+def test_what_came_after_the_place_is_cut_off(tmp_path: Path, name: str, torn: bytes | None) -> None:
+    sink = open_file(tmp_path / name, None)
+    sink.write([item(1)])
+    place = sink.place
+    if torn is None:
+        sink.write([item(7)])
+    sink.close()
+    with (tmp_path / name).open("ab") as file:
+        file.write(torn or b"")
+    again = open_file(tmp_path / name, json.loads(json.dumps(place)))
+    again.write([item(2)])
+    again.close()
+    assert urls(tmp_path / name) == ["https://example.org/1", "https://example.org/2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_not_ours_is_not_touched(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="not written by this crawl"):
+        open_file(tmp_path / name, None)
+    with pytest.raises(SourceError, match="shorter"):
+        open_file(tmp_path / name, {"n_bytes": 9})
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\.warc\.gz"):
+        open_file(tmp_path / "pages.txt", None)
+
+
+def test_a_jsonl_is_read_by_the_source_of_files(tmp_path: Path) -> None:
+    sink = open_file(tmp_path / NAMES[0], None)
+    sink.write([item(1)])
+    sink.write([item(2)])
+    sink.close()
+    found = [document.text.decode() for document, _ in Files([str(tmp_path / NAMES[0])]).read(None)]
+    assert found == [item(1).text.decode(), item(2).text.decode()]
+
+
+def test_a_warc_holds_the_body_as_it_was_sent(tmp_path: Path) -> None:
+    sink = open_file(tmp_path / NAMES[1], None)
+    sink.write([item(3)])
+    sink.close()
+    with (tmp_path / NAMES[1]).open("rb") as file:
+        records = [(r.rec_type, r.rec_headers, r.http_headers, r.raw_stream.read()) for r in ArchiveIterator(file)]
+    assert [kind for kind, *_ in records] == ["warcinfo", "response"]
+    _, about, http, body = records[1]
+    assert body == item(3).raw
+    assert http.get_statuscode() == "200"
+    assert http.get_header("Content-Encoding") == "gzip"
+    assert http.get_header("Content-Length") == str(len(body))
+    assert http.get_header("Transfer-Encoding") is None
+    assert about.get_header("WARC-Date") == "2026-01-02T03:04:05.678000Z"
+    assert about.get_header("WARC-IP-Address") == "192.0.2.1"
+
+
+def test_a_broker_gets_documents() -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.sent: list[Document] = []
+
+        def publish(self, batch: Sequence[Document]) -> None:
+            self.sent += batch
+
+        def close(self) -> None:
+            self.sent.append(Document(text=b"", id="closed", source="x"))
+
+    memory = Memory()
+    sink = Broker(memory, "crawl")
+    sink.write([item(1), item(2)])
+    assert [(d.id, d.url, d.source, d.text) for d in memory.sent] == [
+        (item(i).url, item(i).url, "crawl", item(i).text) for i in (1, 2)
+    ]
+    sink.close()
+    assert memory.sent[-1].id == "closed"
+
+
+def test_sitemaps_give_their_addresses() -> None:
+    text = (
+        b'<?xml version="1.0"?><urlset><url><loc>\n https://a.example/?x=1&amp;y=2 </loc></url><url><LOC>/b</LOC></url>'
+    )
+    assert sitemap.is_sitemap(text, "/any")
+    assert sitemap.addresses(text, 9) == ["https://a.example/?x=1&y=2", "/b"]
+    assert sitemap.addresses(text, 1) == ["https://a.example/?x=1&y=2"]
+    assert sitemap.addresses(b"<s:sitemapindex><s:loc><![CDATA[https://a/b]]></s:loc>", 9) == ["https://a/b"]
+    assert sitemap.is_sitemap(b"https://a.example/\n", "/sitemap.txt")
+    assert not sitemap.is_sitemap(b"https://a.example/\n", "/notes.txt")
+    assert not sitemap.is_sitemap(b"<html><body>urlset</body>", "/sitemap.xml")
+
+
+def test_a_sitemap_bomb_is_refused() -> None:
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb") as file:
+        file.write(b" " * (30 << 20))
+    with pytest.raises(sitemap.DecodeError):
+        sitemap.unpacked(buffer.getvalue(), 10_000_000)
+
+
+def test_the_page_that_was_being_read_is_known_after_death(tmp_path: Path) -> None:
+    box = BlackBox(tmp_path / "box")
+    assert box.culprit is None
+    box.note("https://example.org/fine")
+    box.clear()
+    assert BlackBox(tmp_path / "box").culprit is None
+    box.note("https://example.org/ä")
+    assert BlackBox(tmp_path / "box").culprit == "https://example.org/ä"  # `box` was never closed, as after a kill
+
+
+def test_an_address_has_one_turn_at_a_time_and_rests_after_it() -> None:
+    turns = Turns(None)
+    assert turns.take(["a", "b"], 0.0, 1.0) == 0.0
+    assert turns.take(["b"], 0.1, 1.0) > 0
+    assert turns.take(["c"], 0.1, 1.0) == 0.0
+    turns.give_back(["a", "b"], 0.5, 1.0)
+    assert turns.take(["a"], 1.4, 1.0) > 0
+    assert turns.take(["a"], 1.5, 1.0) == 0.0
+
+
+def test_those_who_wait_for_an_address_are_told_different_times() -> None:
+    turns = Turns(None)
+    turns.take(["a"], 0.0, 1.0)
+    waits = [turns.take(["a"], 0.0, 1.0) for _ in range(100)]
+    assert waits[:3] == [1.0, 2.0, 3.0]
+    assert max(waits) == 60.0
+
+
+def _take(path: Path, connection: Any) -> None:
+    turns = Turns(path)
+    connection.send(turns.take(["a"], 0.0, 1.0))
+    connection.recv()
+
+
+def test_processes_share_the_turns_and_death_gives_them_back(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_take, args=(tmp_path / "lock", theirs))
+    process.start()
+    try:
+        assert ours.recv() == 0.0
+        turns = Turns(tmp_path / "lock")
+        assert turns.take(["b", "a"], 0.0, 1.0) > 0
+        process.kill()
+        process.join()
+        assert turns.take(["b", "a"], 100.0, 1.0) == 0.0
+    finally:
+        process.kill()
