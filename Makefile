@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench golden format clean
+.PHONY: demo test check bench docs golden format clean
 
-demo: $(READY)  ## learn from this Python's own standard library for a minute
+demo: $(READY)  ## crawl this Python's documentation, served here, and learn from it for a minute
 	$(BIN)/livelm run demo: --for 60s
 
 test: $(READY)  ## every test
@@ -23,6 +23,10 @@ bench: $(READY)  ## the benchmarks; minutes to hours, each prints ratios and kee
 
 golden: $(READY)  ## write the golden scores anew: a conscious change of numbers
 	$(BIN)/python -m tests.golden.write
+
+docs: $(READY)  ## write the pages that come from records and from settings
+	$(BIN)/python -m bench.numbers
+	$(BIN)/python -m tests.docs.write_settings
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
