@@ -204,3 +204,20 @@ def test_numbers_for_people() -> None:
     assert ratio(2.2, 2.0, "xz") == "10.0 % over xz"
     assert ratio(1.8, 2.0, "xz") == "10.0 % under xz"
     assert bits(math.nan) == bits(None) == "-"
+
+
+def test_the_source_says_what_it_does_and_drops_in_two_lines_at_most() -> None:
+    fold = Fold()
+    drops = {"near_duplicate": 43, "robots\x1b[31m": 41, "short": 1, "language": 5}
+    said = {"pages": 482, "redirects": 0, "pages_per_s": 12.61, "queued": 2_490, "hosts": 1, "drops": drops}
+    fold.take({"kind": "source", "at_s": 1.0, "said": said})
+    for width in (20, 80, 120):
+        lines = [line.plain for line in frame(fold, width, 40, UNICODE)]
+        assert all(len(line) <= width for line in lines)
+        [first] = [i for i, line in enumerate(lines) if line.startswith(" source: ")]
+        told = " ".join(lines[first : first + 2])
+        assert "pages 482" in told
+        assert "redirects" not in told, "nothing happened, nothing to say"
+        if width >= 80:
+            assert "dropped 90 (near duplicate 43, robots\\x1b[31m 41, language 5)" in told
+            assert "pages/s 12.6 · queued 2.49 K · hosts 1" in told

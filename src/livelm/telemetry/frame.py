@@ -18,6 +18,7 @@ _COLOURS = {"ppmd": "bright_magenta", "xz": "yellow", "unigram": "blue", "unifor
 _SPAN_COLOURS = dict(zip(SPANS, ("bright_black", "cyan", "bright_blue", "magenta", "yellow"), strict=True))
 _BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # dots of a cell by column, top to bottom
 _WIDE = 64  # a narrower screen has the curve below the bars, not beside them
+_ABOUT_SOURCE = " source: "
 _LABEL = 8  # cells right of the curve, for the names of the levels
 
 
@@ -93,7 +94,7 @@ def about(fold: Fold) -> str:
 def frame(fold: Fold, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """The whole picture: at most `height` lines of at most `width` cells, whatever those are."""
     lines = _title(fold, width, glyphs)[: 2 if height >= 10 else 1] + _headline(fold, width)
-    tail = _footer(fold, glyphs) if height >= 6 else []
+    tail = _footer(fold, width, glyphs) if height >= 6 else []
     room = height - len(lines) - len(tail)
     if room >= 14:
         time = [Text(), *_time(fold, width, glyphs)]
@@ -304,7 +305,7 @@ def _surprising(fold: Fold, n: int, glyphs: Glyphs) -> list[Text]:
     return lines
 
 
-def _footer(fold: Fold, glyphs: Glyphs) -> list[Text]:
+def _footer(fold: Fold, width: int, glyphs: Glyphs) -> list[Text]:
     parts = []
     if fold.resident_bytes is not None:
         parts.append(f"memory {amount(fold.resident_bytes, 'B')}")
@@ -315,21 +316,28 @@ def _footer(fold: Fold, glyphs: Glyphs) -> list[Text]:
         parts.append(f"{counted(fold.n_skipped, 'update')} skipped")
     if fold.n_warnings > 1:
         parts.append(f"{fold.n_warnings} warnings")
-    said = [_said(fold.said, glyphs)] if fold.said else []
+    said = _said(fold.said, width, glyphs) if fold.said else []
     warnings = [Text(f" ! {glyphs.clean(fold.warnings[-1])}", _WARN)] if fold.warnings else []
     return [*said, *warnings, Text(" " + f" {glyphs.separator} ".join(parts or ["nothing saved yet"]), _DIM)]
 
 
-def _said(said: Mapping[str, Any], glyphs: Glyphs) -> Text:
-    """What the source says of itself, in one line; the commonest drops by name."""
-    line = Text(" source: ", "bold")
-    parts = [f"{_words(name)} {_gauge(value)}" for name, value in said.items() if isinstance(value, int | float)]
+def _said(said: Mapping[str, Any], width: int, glyphs: Glyphs) -> list[Text]:
+    """What the source says of itself, in one or two lines: what is not zero, and the commonest drops by name."""
+    parts = [
+        f"{_words(name)} {_gauge(value)}" for name, value in said.items() if isinstance(value, int | float) and value
+    ]
     drops = said.get("drops")
     if isinstance(drops, Mapping) and drops:
         worst = sorted(drops.items(), key=lambda item: -item[1])[:3]
         listed = ", ".join(f"{_words(name)} {amount(n)}" for name, n in worst)
-        parts.insert(3, f"dropped {amount(sum(drops.values()))} ({listed})")
-    return line.append(glyphs.clean(f" {glyphs.separator} ".join(parts)))
+        parts.insert(4, f"dropped {amount(sum(drops.values()))} ({listed})")
+    rows: list[list[str]] = [[], []]
+    for part in map(glyphs.clean, parts):
+        fits = not rows[1] and len(_ABOUT_SOURCE) + sum(len(p) + 3 for p in rows[0]) + len(part) <= width
+        rows[0 if fits else 1].append(part)
+    between = f" {glyphs.separator} "
+    first = Text.assemble((_ABOUT_SOURCE, "bold"), between.join(rows[0]))
+    return [first, Text(" " * len(_ABOUT_SOURCE) + between.join(rows[1]))] if rows[1] else [first]
 
 
 def _words(name: str) -> str:
