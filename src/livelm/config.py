@@ -1,6 +1,7 @@
 """Recipes: TOML files turned into frozen, validated settings; unknown keys are refused with the nearest name."""
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -268,8 +269,14 @@ def _parse_value(text: str) -> Any:
 
 
 def _toml_value(value: Any) -> str:
-    # JSON's strings, numbers, booleans and arrays are TOML's too, but for the two words below
-    return json.dumps(value, ensure_ascii=False).replace("Infinity", "inf").replace("NaN", "nan")
+    if isinstance(value, dict):  # an inline table, such as the settings of one source
+        pairs = (f"{json.dumps(key)} = {_toml_value(inner)}" for key, inner in value.items() if inner is not None)
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan, which JSON does not have
+    return json.dumps(value, ensure_ascii=False)  # JSON's strings, numbers and booleans are TOML's too
 
 
 def _explain(kind: type[BaseModel], where: str, error: Any) -> str:

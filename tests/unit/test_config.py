@@ -109,3 +109,19 @@ def test_the_recipes_of_the_repository_are_valid() -> None:
     for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")):
         tomllib.loads(path.read_text("utf-8"))
         assert load_recipe(path, "tiny").name == path.stem
+
+
+def test_settings_of_a_source_survive_the_recipe_file(tmp_path: Path) -> None:
+    changes = [
+        'source.uris=["crawl:https://example.org/NaN"]',
+        "source.crawl.contact=me@example.org",
+        "source.crawl.fetch.max_redirects=3",
+        'source.crawl.allow=["127.0.0.1:8080", "Infinity"]',
+        "source.mix.weights=[3.0, 1.5]",
+        "learn.clip=inf",
+    ]
+    recipe = load_recipe(None, "tiny", changes)
+    (tmp_path / "r.toml").write_text(dump_recipe(recipe), "utf-8")
+    assert load_recipe(tmp_path / "r.toml", "tiny") == recipe
+    assert recipe.source.crawl["fetch"] == {"max_redirects": 3}
+    assert recipe.source.uris == ("crawl:https://example.org/NaN",)
