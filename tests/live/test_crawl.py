@@ -22,6 +22,7 @@ import zstandard
 from warcio.archiveiterator import ArchiveIterator
 
 from livelm.errors import ConfigError, SourceError
+from livelm.sources.demo import Demo, DemoSettings
 from livelm.sources.files import Files
 from livelm.sources.web.crawl import Crawl
 from livelm.sources.web.crawl_settings import CrawlSettings
@@ -385,3 +386,48 @@ def test_files_reads_what_a_harvest_wrote(web: Web, tmp_path: Path) -> None:
     texts = [document.text for document, _ in Files([str(target)]).read(None)]
     assert len(texts) == 12
     assert all(b"Page " in text for text in texts)
+
+
+def test_the_demo_is_the_same_each_time_and_leaves_no_process() -> None:
+    before = children(os.getpid())
+    reads = []
+    for _ in range(2):
+        with closing(Demo(settings=DemoSettings(max_pages=12))) as demo:
+            reads.append([(d.id, d.text) for d, _ in demo.read(None)])
+    assert len(reads[0]) == 12
+    assert reads[0] == reads[1]
+    assert children(os.getpid()) - before == set()
+
+
+def test_the_demo_goes_on_where_it_was_in_the_same_folder(tmp_path: Path) -> None:
+    found = []
+    cursor = None
+    for most in (4, 9):
+        demo = Demo(settings=DemoSettings(max_pages=most))
+        demo.keep(tmp_path / "demo")
+        with closing(demo):
+            for document, after in demo.read(cursor):
+                found.append(document.id)
+                last = after
+        cursor = last
+    assert len(found) == len(set(found)) == 9
+
+
+DEMO = """
+from livelm.sources.demo import Demo
+for document, _ in Demo().read(None):
+    print(document.id, flush=True)
+"""
+
+
+def test_a_killed_demo_takes_its_server_and_its_workers_along() -> None:
+    process = subprocess.Popen([sys.executable, "-c", DEMO], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("pydoc/")
+        started = children(process.pid)
+        assert len(started) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))

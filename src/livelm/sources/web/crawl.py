@@ -92,7 +92,7 @@ class Crawl:
             workers.forget(shard, number)
 
     def observe(self) -> dict[str, Json]:
-        """Counters and gauges; see `docs` of each in the keys' units. Never blocks."""
+        """Counters since the crawl was opened, gauges as of now, and `drops` by reason. Never blocks."""
         workers = self._workers
         if workers is None:
             return {}
