@@ -4,24 +4,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "text"
-SHAKESPEARE = DATA / "tinyshakespeare" / "input.txt"
-WEB = DATA / "openwebtext-1000" / "openwebtext-1000.jsonl.gz"
-RUNS = [
-    ["bench.kills", "--keep"],
-    ["bench.memory", "--keep"],
-    ["bench.harness", str(SHAKESPEARE), "--keep"],
-    ["bench.learn", str(SHAKESPEARE), "--keep", "tiny-shakespeare"],
-    ["bench.wire_speed", str(WEB), "--keep"],
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SHAKESPEARE = DATA / "text" / "tinyshakespeare" / "input.txt"
+WEB = DATA / "text" / "openwebtext-1000" / "openwebtext-1000.jsonl.gz"
+PAGES = DATA / "pages" / "trafilatura-eval" / "eval-pages.zip"
+RUNS: list[tuple[list[str], Path | None]] = [
+    (["bench.kills", "--keep"], None),
+    (["bench.memory", "--keep"], None),
+    (["bench.harness", str(SHAKESPEARE), "--keep"], SHAKESPEARE),
+    (["bench.learn", str(SHAKESPEARE), "--keep", "tiny-shakespeare"], SHAKESPEARE),
+    (["bench.wire_speed", str(WEB), "--keep"], WEB),
+    (["bench.slow_servers", "--keep"], None),
+    (["bench.extraction", "--keep"], PAGES),
+    (["bench.crawl", "--keep"], PAGES),
+    (["bench.brokers", "--keep"], None),
+    (["bench.starve", "--keep"], None),
+    (["bench.stream_kills", "--keep"], None),
 ]
+"""What is run, and the data it needs."""
 
 
 def main() -> None:
     """Run them one after another; a benchmark whose data is absent is said and left out."""
-    for module, *arguments in RUNS:
-        absent = [a for a in arguments if a.startswith("/") and not Path(a).exists()]
-        if absent:
-            print(f"{module}: left out, there is no {absent[0]}")
+    for (module, *arguments), data in RUNS:
+        if data is not None and not data.exists():
+            print(f"{module}: left out, there is no {data}")
             continue
         print(f"== python -m {module} {' '.join(arguments)}", flush=True)
         subprocess.run([sys.executable, "-m", module, *arguments], check=True)

@@ -7,6 +7,7 @@ from typing import Any
 from bench.record import RECORDS
 
 TARGET = Path(__file__).parents[1] / "docs" / "numbers.md"
+MAX_ROWS = 24
 HEAD = """# Numbers
 
 Written by `python -m bench.numbers` from [bench/records](../bench/records); each section is one record. Machines are
@@ -19,7 +20,7 @@ def section(folder: Path) -> str:
     record = json.loads((folder / "record.json").read_text("utf-8"))
     machine, versions = record["machine"], record["versions"]
     lines = [f"## {record['question']}", "", *_table([record["figures"]])]
-    if record["rows"]:
+    if 0 < len(record["rows"]) <= MAX_ROWS:  # longer tables are for machines, and stand in the record
         lines += ["", *_table([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in record["rows"]])]
     lines += ["", *[f"- {note}" for note in record.get("notes", [])]]
     lines += [
