@@ -18,7 +18,9 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 DEEPSEEK = SHARED / "data/tokenizers/deepseek-v3/tokenizer.json"
 NAUGHTY = SHARED / "data/hostile/naughty-strings"
 
-CASES = ["bpe", "bpe-deepseek-v3", "bytes"]
+WORLD = SHARED / "data/tokenizers/rwkv-world/rwkv_vocab_v20230424.txt"
+
+CASES = ["bpe", "bpe-deepseek-v3", "bytes", "world", "world-published"]
 SPECIAL = ["<|endoftext|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<|EOT|>", "<s>", "</s>"]  # noqa: RUF001
 CHARACTERS = st.characters(codec=None, categories=None)  # lone surrogates included
 
@@ -50,6 +52,14 @@ def train_tiny(path: Path) -> Path:
     return path
 
 
+def write_world(path: Path) -> Path:
+    """A vocabulary of RWKV's form: all bytes, and some longer tokens that share beginnings."""
+    longer = [b"th", b"the", b" the", b"word", b" word", "é".encode(), "漢字".encode(), b"\r\n", b"    "]
+    tokens = [bytes([value]) for value in range(256)] + longer
+    path.write_text("".join(f"{i} {token!r} {len(token)}\n" for i, token in enumerate(tokens, start=1)), "utf-8")
+    return path
+
+
 @pytest.fixture(scope="module", params=CASES)
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     kind = TOKENIZERS[request.param.split("-")[0]]
@@ -57,9 +67,13 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return kind(kind.Config())
     if request.param == "bpe":
         return kind(kind.Config(file=str(train_tiny(tmp_path_factory.mktemp("bpe") / "tokenizer.json"))))
-    if not DEEPSEEK.exists():
-        pytest.skip(f"{DEEPSEEK} is absent: it is test data that is not part of the repository")
-    return kind(kind.Config(file=str(DEEPSEEK)))
+    if request.param == "world":
+        path = write_world(tmp_path_factory.mktemp("world") / "vocabulary.txt")
+        return kind(kind.Config(file=str(path), n_vocabulary=300))
+    published = DEEPSEEK if request.param.startswith("bpe") else WORLD
+    if not published.exists():
+        pytest.skip(f"{published} is absent: it is test data that is not part of the repository")
+    return kind(kind.Config(file=str(published)))
 
 
 def join(parts: list[Tokens]) -> tuple[list[int], list[int]]:

@@ -23,7 +23,12 @@ SETTINGS = [
     "schedule.warmup=10",
 ]
 SIZES: dict[str, list[str]] = {
+    "rwkv7": ["d_model=32", "n_layers=2", "d_head=16"],
     "transformer": ["d_model=32", "n_layers=2", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
+    "worker": [
+        *("d_model=32", "n_layers=2", "n_heads=2", "context=48", "stride=4"),
+        *("ngrams=[2, 3]", "ngram_rows=256"),
+    ],
 }
 """Settings that make an architecture tiny; one that is not named here is used as its own defaults make it."""
 

@@ -18,8 +18,7 @@ import pytest
 import zstandard
 
 from livelm.errors import SourceError
-from livelm.sources.archives import Archives, ArchivesSettings
-from livelm.sources.archives import window
+from livelm.sources.archives import Archives, ArchivesSettings, window
 from livelm.sources.archives.framing import TYPES
 from livelm.types import Cursor, Document
 

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from livelm.models.rwkv7 import RWKV7
 from livelm.models.transformer import Transformer
+from livelm.models.worker import Worker
 
 MODELS: dict[str, type[Any]] = {
+    "rwkv7": RWKV7,
     "transformer": Transformer,
+    "worker": Worker,
 }
 """Built-in architectures by recipe name; each is a `livelm.types.Model` built from (settings, vocabulary size)."""

@@ -2,9 +2,11 @@
 
 from livelm.tokenize.bpe import Bpe
 from livelm.tokenize.bytes import Bytes
+from livelm.tokenize.world import World
 
 TOKENIZERS = {
     "bpe": Bpe,
     "bytes": Bytes,
+    "world": World,
 }
 """Every tokenizer by the name a recipe uses; each is built with `kind(kind.Config(...))`."""

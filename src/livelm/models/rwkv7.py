@@ -1,0 +1,303 @@
+"""RWKV-7 "Goose" (Peng et al. 2025): a recurrent network whose whole past is one matrix per head and layer.
+
+Parameters carry the native names of RWKV checkpoints (`blocks.0.att.w0`), so `rwkv7_checkpoints` loads published
+weights. The state is carried over the whole stream; gradients end where a batch begins (truncated back-propagation).
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from livelm.config import Settings
+from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Layout, Streams, make_layout, rwkv7
+from livelm.types import State
+
+Positive = Annotated[int, Field(ge=1)]
+NORM_EPS, HEAD_NORM_EPS = 1e-5, 64e-5  # of the published checkpoints
+
+
+class RWKV7Config(Settings):
+    """Sizes of RWKV-7. Ranks that are not given follow the paper's rule for the width."""
+
+    d_model: Positive = 128
+    """Width of the residual stream."""
+    n_layers: Positive = 4
+    d_head: Annotated[int, Field(ge=2)] = 64
+    """Width of a head; each keeps a d_head x d_head matrix. Published models have 64."""
+    d_ff: Positive | None = None
+    """Width of the feed-forward layer; by default 4 d_model."""
+    decay_rank: Positive | None = None
+    """Of the map from a token to its decays."""
+    rate_rank: Positive | None = None
+    """Of the map from a token to its in-context learning rates."""
+    value_rank: Positive | None = None
+    """Of the map from a token to how much of the first layer's values it takes."""
+    gate_rank: Positive | None = None
+    """Of the map from a token to the gate of what was read."""
+    initial_state: Literal["zero", "learned"] = "zero"
+    """What a document begins with: nothing, or a trained matrix per head (`RWKV7.initial_states`)."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "RWKV7Config":
+        if self.d_model % self.d_head:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of d_head={self.d_head}")
+        return self
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of a layer."""
+        return self.d_model // self.d_head
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.d_ff or 4 * self.d_model
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each low-rank map by the letter of its parameters: w, a, v, g."""
+        chosen = {"w": self.decay_rank, "a": self.rate_rank, "v": self.value_rank, "g": self.gate_rank}
+        rule = {"w": 2.5, "a": 2.5, "v": 1.7, "g": 5.0}
+        return {m: chosen[m] or max(32, 32 * round(rule[m] * self.d_model**0.5 / 32)) for m in rule}
+
+
+def shifted(
+    x: Float[Tensor, "B T C"], before: Float[Tensor, "B C"], starts: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T C"]:
+    """The token before each one; zero before the first of a document."""
+    past = torch.cat([before[:, None].to(x.dtype), x[:, :-1]], dim=1)
+    return past.masked_fill(starts[..., None], 0.0)
+
+
+class TimeMix(nn.Module):
+    """Reads and writes the matrix state of each head."""
+
+    def __init__(self, config: RWKV7Config, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        d, ranks = config.d_model, config.ranks
+        self.x_rwkvag = nn.Parameter(torch.empty(6, d))  # how much of the token before: r, w, k, v, a, g
+        self.w0, self.w1, self.w2 = _low_rank(d, ranks["w"])
+        self.a0, self.a1, self.a2 = _low_rank(d, ranks["a"])
+        if layer:
+            self.v0, self.v1, self.v2 = _low_rank(d, ranks["v"])
+        _, self.g1, self.g2 = _low_rank(d, ranks["g"])
+        self.k_k, self.k_a = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
+        self.r_k = nn.Parameter(torch.empty(config.n_heads, config.d_head))
+        self.receptance = nn.Linear(d, d, bias=False)
+        self.key = nn.Linear(d, d, bias=False)
+        self.value = nn.Linear(d, d, bias=False)
+        self.output = nn.Linear(d, d, bias=False)
+        self.ln_x = nn.GroupNorm(config.n_heads, d, eps=HEAD_NORM_EPS)
+        self.time_state: nn.Parameter | None = None
+        if config.initial_state == "learned":
+            self.time_state = nn.Parameter(torch.zeros(config.n_heads, config.d_head, config.d_head))
+        self._initialize()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        past: Float[Tensor, "B T C"],
+        v_first: Float[Tensor, "B T C"] | None,
+        state: State,
+        layout: Layout,
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B T C"], State]:
+        """What the block adds to the stream, the values of the first layer, and the state after the last token."""
+        heads = (self.config.n_heads, self.config.d_head)
+        x_r, x_w, x_k, x_v, x_a, x_g = torch.addcmul(x, past - x, self.x_rwkvag[:, None, None]).unbind(0)
+        r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
+        # decays in float32 even under autocast: in bfloat16 the slow ones, whose w is next to 1, would be equal
+        log_w = LOWEST_LOG_DECAY * (self.w0 + (x_w @ self.w1).tanh() @ self.w2).float().sigmoid()
+        rate = (self.a0 + x_a @ self.a1 @ self.a2).sigmoid()
+        gate = (x_g @ self.g1).sigmoid() @ self.g2
+        first: Tensor = v if v_first is None else v_first
+        if self.layer:
+            v = torch.lerp(v, first, (self.v0 + x_v @ self.v1 @ self.v2).sigmoid().to(v.dtype))
+        removal = F.normalize((k * self.k_k).unflatten(-1, heads), dim=-1, eps=1e-6)
+        k = (k * (1 + (rate - 1) * self.k_a)).unflatten(-1, heads)
+        r, v, log_w, rate = (part.unflatten(-1, heads) for part in (r, v, log_w, rate))
+        dtype = v.dtype
+        streams = Streams(r, log_w, k.to(dtype), v, -removal.to(dtype), (removal * rate).to(dtype))
+        read, state = self._recur(streams, layout, state)
+        normed = self.ln_x(read.flatten(2).flatten(0, 1)).view(x.shape)
+        present = ((r * k * self.r_k).sum(dim=-1, keepdim=True) * v).flatten(2)
+        return self.output((normed + present) * gate), first, state
+
+    def _recur(self, x: Streams, layout: Layout, state: State) -> tuple[Float[Tensor, "B T H N"], State]:
+        """What is read from the carried matrix, and the state after the last token.
+
+        A matrix depends linearly on the one its document began with, so what has become of an identity since then
+        (`influence`) gives a learned initial state its gradient in every batch, not only where a document starts.
+        """
+        if self.time_state is None:
+            read, matrix = rwkv7(x, layout, state["matrix"])
+            return read, {"matrix": matrix.detach()}
+        n, begin = self.config.d_head, self.time_state
+        matrix = state["matrix"] + (begin - begin.detach()).float() @ state["influence"]  # adds 0, and a gradient
+        identity = torch.eye(n, device=begin.device).expand_as(begin)
+        both = torch.cat([matrix, state["influence"]], dim=2)  # rows do not mix: one recurrence carries both
+        read, both = rwkv7(x._replace(v=F.pad(x.v, (0, n))), layout, both, torch.cat([begin.float(), identity], dim=1))
+        matrix, influence = both.detach().split(n, dim=2)
+        return read[..., :n], {"matrix": matrix.contiguous(), "influence": influence.contiguous()}
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Initial values of the reference implementation (specs of RWKV-LM): each channel has its own time scale."""
+        c, layer = self.config, self.layer
+        depth = layer / max(1, c.n_layers - 1)  # 0 .. 1
+        channel = torch.arange(c.d_model)
+        ratio = channel / c.d_model
+        for mix, power in zip(self.x_rwkvag, (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
+            mix.copy_(1 - ratio ** (power * (1 - layer / c.n_layers)))
+        line = channel / (c.d_model - 1) - 0.5
+        zigzag = (channel % c.d_head) / ((c.d_head - 1) / 2) - 1
+        zigzag = zigzag * zigzag.abs()
+        self.w0.copy_(-5.5 + 6 * (line + 0.5) ** (1 + depth**0.3) + 2.5 * zigzag)
+        self.a0.copy_(-0.19 + 0.3 * zigzag + 0.4 * line)
+        if layer:
+            self.v0.copy_(0.73 - 0.4 * line)
+        self.k_k.copy_(0.71 - 0.1 * line)
+        self.k_a.fill_(1.02)
+        self.r_k.fill_(-0.04)
+        for linear, gain in ((self.receptance, 1.0), (self.key, 0.1), (self.value, 1.0)):
+            nn.init.orthogonal_(linear.weight, gain=gain)
+        nn.init.zeros_(self.output.weight)
+        nn.init.constant_(self.ln_x.weight, ((layer + 1) / c.n_layers) ** 0.7)
+
+
+class ChannelMix(nn.Module):
+    """The feed-forward layer: a squared rectifier of a mix with the token before."""
+
+    def __init__(self, config: RWKV7Config, layer: int) -> None:
+        super().__init__()
+        power = (1 - layer / config.n_layers) ** 4
+        self.x_k = nn.Parameter(1 - (torch.arange(config.d_model) / config.d_model) ** power)
+        self.key = nn.Linear(config.d_model, config.hidden, bias=False)
+        self.value = nn.Linear(config.hidden, config.d_model, bias=False)
+        nn.init.orthogonal_(self.key.weight, gain=max(1.0, config.hidden / config.d_model) ** 0.5)
+        nn.init.zeros_(self.value.weight)
+
+    def forward(self, x: Float[Tensor, "B T C"], past: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """What the block adds to the stream."""
+        return self.value(self.key(torch.addcmul(x, past - x, self.x_k)).relu_().square())
+
+
+class Block(nn.Module):
+    """Time mixing, then channel mixing, each behind a norm and beside the residual stream."""
+
+    def __init__(self, config: RWKV7Config, layer: int) -> None:
+        super().__init__()
+        if layer == 0:
+            self.ln0 = nn.LayerNorm(config.d_model, eps=NORM_EPS)  # native checkpoints keep the embedding's norm here
+        self.ln1 = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.ln2 = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.att = TimeMix(config, layer)
+        self.ffn = ChannelMix(config, layer)
+
+
+class RWKV7(nn.Module):
+    """Next-token predictor with a state of fixed size, however long the stream."""
+
+    Config: ClassVar[type[RWKV7Config]] = RWKV7Config
+    context_reach: int | None = None
+
+    def __init__(self, config: RWKV7Config, n_vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.n_vocabulary = n_vocabulary
+        self.emb = nn.Embedding(n_vocabulary, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.ln_out = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.head = nn.Linear(config.d_model, n_vocabulary, bias=False)
+        nn.init.uniform_(self.emb.weight, -1e-4, 1e-4)
+        nn.init.normal_(self.head.weight, std=0.1 * config.d_model**-0.5)  # first logits of std 0.1: loss ln V + 0.005
+
+    def init_state(self, n_lanes: int) -> State:
+        """The last inputs of both mixers (zero), and the matrices as before a document; float32."""
+        c, device = self.config, self.emb.weight.device
+        state: State = {}
+        for i, block in enumerate(self.blocks):
+            for name in ("att", "ffn"):
+                state[f"{name}_shift.{i}"] = torch.zeros(n_lanes, c.d_model, device=device)
+            matrix = torch.zeros(n_lanes, c.n_heads, c.d_head, c.d_head, device=device)
+            learned: Tensor | None = block.att.time_state  # type: ignore[union-attr]
+            if learned is not None:
+                state[f"influence.{i}"] = matrix + torch.eye(c.d_head, device=device)
+                matrix = matrix + learned.detach().float()
+            state[f"matrix.{i}"] = matrix
+        return state
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T V"], State]:
+        """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
+        layout = make_layout(starts)
+        after: State = {}
+        v_first: Tensor | None = None
+        x = self.blocks[0].ln0(self.emb(tokens))  # type: ignore[operator]
+        for i, block in enumerate(self.blocks):
+            normed = block.ln1(x)  # type: ignore[operator]
+            past = shifted(normed, state[f"att_shift.{i}"], starts)
+            own = {name: state[f"{name}.{i}"] for name in ("matrix", "influence") if f"{name}.{i}" in state}
+            added, v_first, own = block.att(normed, past, v_first, own, layout)  # type: ignore[operator]
+            after |= {f"{name}.{i}": tensor for name, tensor in own.items()}
+            after[f"att_shift.{i}"] = _last(normed)
+            x = x + added
+            normed = block.ln2(x)  # type: ignore[operator]
+            x = x + block.ffn(normed, shifted(normed, state[f"ffn_shift.{i}"], starts))  # type: ignore[operator]
+            after[f"ffn_shift.{i}"] = _last(normed)
+        return self.head(self.ln_out(x)), after
+
+    def nats(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], State]:
+        """-ln p(target) of the token after each position, in float32, and the state after the last one."""
+        logits, state = self.forward(tokens, starts, state)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return nats.view(targets.shape), state
+
+    def flops_per_token(self) -> int:
+        """Twice the multiply-adds of the matrix products of one token's forward pass, token by token.
+
+        The state costs 4 multiply-adds per number of it, a learned initial state as many again and a product to keep
+        its gradient; norms, shifts and other elementwise work are not counted.
+        """
+        c = self.config
+        weights = sum(p.numel() for _, p in self.parameter_kinds()["matrix"])
+        per_number = 8 + c.d_head if c.initial_state == "learned" else 4
+        return 2 * (weights + per_number * c.n_layers * c.d_model * c.d_head + c.d_model * self.n_vocabulary)
+
+    def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Every trainable parameter once (see `types.Model`); low-rank maps are matrices, initial states vectors."""
+        kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "vector": []}
+        for name, parameter in self.named_parameters():
+            if name in ("emb.weight", "head.weight"):
+                kinds["table"].append((name, parameter))
+            elif parameter.dim() == 2 and not name.endswith(("x_rwkvag", "r_k")):
+                kinds["matrix"].append((name, parameter))
+            else:
+                kinds["vector"].append((name, parameter))
+        return kinds
+
+    def initial_states(self) -> list[tuple[str, nn.Parameter]]:
+        """What state tuning trains: the matrices (heads, value, key) that a document begins with; maybe none."""
+        return [(name, parameter) for name, parameter in self.named_parameters() if name.endswith(".time_state")]
+
+
+def _last(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:
+    return x[:, -1].detach().float().clone()  # a view would keep all T alive until the next batch
+
+
+def _low_rank(d: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """Offset (d,), first map (d, rank) of zeros and second map (rank, d): it begins as the offset alone."""
+    second = nn.Parameter(torch.empty(rank, d))
+    nn.init.orthogonal_(second, gain=0.1)
+    return nn.Parameter(torch.empty(d)), nn.Parameter(torch.zeros(d, rank)), second
