@@ -17,7 +17,19 @@ from livelm.types import Model, State
 N_VOCABULARY = 67
 SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 2, "context": 16}
 RECURRENT: dict[str, Any] = {"d_model": 32, "n_layers": 2, "d_head": 16}
+LOOPED: dict[str, Any] = {"d_model": 32, "n_heads": 2, "context": 8}
+PLAIN: dict[str, Any] = {
+    **{"loop_embedding": False, "skips": False, "residual_mix": False, "branch_gain": False, "query_gain": 0.0},
+    **{"n_exclusive": 0, "n_valued": 0, "smear": "none", "logit_cap": 0.0},
+}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "looped": {
+        "all": LOOPED
+        | {"n_kv_heads": 1, "bigram_rows": 101, "d_bigram": 8, "d_valued": 8, "ngrams": [2, 3], "ngram_rows": 53},
+        "bare": LOOPED | PLAIN | {"context": 16},
+        "published": LOOPED | {"n_kv_heads": 1, "tied": True, "smear": "channel", "bigram_rows": 101, "d_bigram": 8},
+        "deep": LOOPED | {"n_before": 0, "n_after": 0, "n_shared": 1, "n_loops": 3, "context": 5},
+    },
     "rwkv7": {"plain": RECURRENT, "learned-start": RECURRENT | {"initial_state": "learned"}},
     "transformer": {
         "plain": SMALL,

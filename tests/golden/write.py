@@ -23,6 +23,7 @@ SETTINGS = [
     "schedule.warmup=10",
 ]
 SIZES: dict[str, list[str]] = {
+    "looped": ["d_model=32", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
     "rwkv7": ["d_model=32", "n_layers=2", "d_head=16"],
     "transformer": ["d_model=32", "n_layers=2", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
     "worker": [

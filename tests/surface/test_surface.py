@@ -68,7 +68,7 @@ def test_recipe_keys() -> None:
 def test_registries() -> None:
     for registry in (MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
         assert list(registry) == sorted(registry)
-    assert set(MODELS) == {"rwkv7", "transformer", "worker"}
+    assert set(MODELS) == {"looped", "rwkv7", "transformer", "worker"}
     assert set(OPTIMIZERS) == {"adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
     assert set(SOURCES) == {

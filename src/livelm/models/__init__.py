@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from livelm.models.looped import Looped
 from livelm.models.rwkv7 import RWKV7
 from livelm.models.transformer import Transformer
 from livelm.models.worker import Worker
 
 MODELS: dict[str, type[Any]] = {
+    "looped": Looped,
     "rwkv7": RWKV7,
     "transformer": Transformer,
     "worker": Worker,
