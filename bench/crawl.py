@@ -5,6 +5,10 @@ language, exact and near duplicates, outbox, delivery and tokenising. What is le
 The web is made of real pages on many 127.x hosts: any path answers with the next page of a pool, and all links are
 led to hosts of this web, so the frontier has as much to do as outside. In copies of a page every word is exchanged for
 another of the page, so that they are no duplicates but read like the same language.
+
+With `--scrapy PYTHON` a link-following Scrapy spider (bench/scrapy_spider.py) then reads the same pages from the same
+kind of server. It is one process and uses one core, so CPU time is compared as well; main text, filters, duplicates and
+tokens are not asked of it.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -38,6 +43,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 PAGES = DATA / "pages" / "trafilatura-eval" / "eval-pages.zip"
 TOKENIZER = DATA / "tokenizers" / "deepseek-v3" / "tokenizer.json"
 BARS = {"docs": 500, "web": 400}
+SCRAPY_BAR = 5
+"""Times faster than Scrapy."""
 MEAN_BYTES = {"docs": 23_000, "web": 145_000}
 N_HOSTS = 200
 ROBOTS = "User-agent: *\n" + "".join(f"Disallow: /private/{i}/*.php$\n" for i in range(20)) + "Allow: /\n"
@@ -155,15 +162,11 @@ def settings(kind: str, processes: int, in_flight: int) -> CrawlSettings:
 def measure(kind: str, n_pages: int, processes: int, in_flight: int) -> dict[str, Any]:
     """One crawl until so many pages were read; the first fifth is not timed."""
     tokenizer = fastokens.Tokenizer.from_file(str(TOKENIZER))
-    ours, theirs = get_context("spawn").Pipe()
-    server = get_context("spawn").Process(target=serve, args=(kind, n_pages + n_pages // 4, theirs), daemon=True)
-    server.start()
-    port, mean_bytes = ours.recv()
-    seeds = " ".join(f"http://{_host(i)}:{port}/" for i in range(N_HOSTS))
+    server, ours, seeds, mean_bytes = _web(kind, n_pages)
     before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     own = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        crawl = Crawl(seeds, settings(kind, processes, in_flight))
+        crawl = Crawl(" ".join(seeds), settings(kind, processes, in_flight))
         crawl.keep(Path(folder) / "crawl")
         n = n_bytes = n_tokens = first = last = 0
         begin = end = 0.0
@@ -182,10 +185,7 @@ def measure(kind: str, n_pages: int, processes: int, in_flight: int) -> dict[str
         observed = crawl.observe()
     workers_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
     own_s = time.process_time() - own
-    ours.send(None)
-    server_s, n_served = ours.recv()
-    with suppress(Exception):
-        server.join(10)
+    server_s, n_served = _end(server, ours)
     rate, n_read = (last - first) / (end - begin), int(str(observed["pages"]))
     return {
         "pages": kind,
@@ -207,8 +207,56 @@ def measure(kind: str, n_pages: int, processes: int, in_flight: int) -> dict[str
     }
 
 
+def measure_scrapy(python: str, kind: str, n_pages: int, own: dict[str, Any]) -> dict[str, Any]:
+    """The spider on the same pages, compared with `own`, what `measure` returned."""
+    server, ours, seeds, mean_bytes = _web(kind, n_pages)
+    try:
+        # -P: modules of the standard library must not be looked for beside the spider
+        spider = [python, "-P", str(Path(__file__).with_name("scrapy_spider.py")), str(n_pages)]
+        done = subprocess.run(spider, check=True, input="\n".join(seeds), stdout=subprocess.PIPE, text=True)
+    finally:
+        server_s, n_served = _end(server, ours)
+    counted = json.loads(done.stdout.splitlines()[-1])
+    rate, cpu_ms = counted["timed_pages"] / counted["timed_s"], 1000 * counted["timed_cpu_s"] / counted["timed_pages"]
+    return {
+        "scrapy": kind,
+        "mean_bytes": round(mean_bytes),
+        "pages_per_s": round(rate, 1),
+        "times_faster": round(own["pages_per_s"] / rate, 2),
+        "bar": SCRAPY_BAR,
+        "measured_pages": counted["timed_pages"],
+        "measured_s": round(counted["timed_s"], 2),
+        "spider_cpu_ms_per_page": round(cpu_ms, 3),
+        "times_less_cpu": round(cpu_ms / (own["worker_cpu_ms_per_page"] + own["reader_cpu_ms_per_page"]), 2),
+        "server_cpu_ms_per_page": round(1000 * server_s / n_served, 3),
+        "text_characters_per_page": counted["n_characters"] // counted["n"],
+    }
+
+
+def _web(kind: str, n_pages: int) -> tuple[BaseProcess, Connection, list[str], float]:
+    """A server of its own that is ready, the pipe to it, its start addresses, and the mean size of its pages."""
+    ours, theirs = get_context("spawn").Pipe()
+    server = get_context("spawn").Process(target=serve, args=(kind, n_pages + n_pages // 4, theirs), daemon=True)
+    server.start()
+    port, mean_bytes = ours.recv()
+    return server, ours, [f"http://{_host(i)}:{port}/" for i in range(N_HOSTS)], mean_bytes
+
+
+def _end(server: BaseProcess, ours: Connection) -> tuple[float, int]:
+    """Stop the server: its seconds of CPU and the pages it gave."""
+    ours.send(None)
+    spent = ours.recv()
+    with suppress(Exception):
+        server.join(10)
+    return spent
+
+
 def _pages(crawl: Crawl) -> int:
     return int(str(crawl.observe()["pages"]))
+
+
+def _show(row: dict[str, Any]) -> None:
+    print("\n".join(f"{name:26} {value}" for name, value in row.items()), flush=True)
 
 
 def main() -> None:
@@ -218,15 +266,25 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=5000, help="pages to read")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--scrapy", metavar="PYTHON", help="a Python that has Scrapy, to compare with")
+    parser.add_argument("--scrapy-n", type=int, default=1000, help="pages for Scrapy to read")
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, dict[str, Any]] = {}
     for kind in arguments.pages:
         row = measure(kind, arguments.n, arguments.processes, arguments.in_flight)
         rows.append(row)
-        print("\n".join(f"{name:26} {value}" for name, value in row.items()), flush=True)
+        figures[kind] = {"pages_per_s": row["pages_per_s"], "bar": row["bar"]}
+        _show(row)
+        if arguments.scrapy:
+            row = measure_scrapy(arguments.scrapy, kind, arguments.scrapy_n, row)
+            rows.append(row)
+            figures[f"{kind}, times faster than Scrapy"] = {"ratio": row["times_faster"], "bar": row["bar"]}
+            _show(row)
+        else:
+            print("scrapy                     skipped: --scrapy PYTHON names a Python that has it", flush=True)
     if arguments.keep:
-        figures = {row["pages"]: {"pages_per_s": row["pages_per_s"], "bar": row["bar"]} for row in rows}
         keep("crawl", "How many pages a second does a crawl read on two cores, up to their tokens?", figures, rows)
 
 

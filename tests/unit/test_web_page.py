@@ -130,6 +130,9 @@ def test_few_bytes_cannot_make_millions_of_nodes() -> None:
     assert read("<p><i class=icon></i><b id=1>word</b> " * 20_000).reason is None  # closed ones are harmless
     assert read("<p " + " ".join(f"a{i}=1" for i in range(30_000)) + f">{PROSE}").reason == "attribute_bomb"
     assert read("<p " + " ".join(f"a{i}='>'" for i in range(30_000)) + f">{PROSE}").reason == "attribute_bomb"
+    for hidden in ('q=">"', "q='>'", 'q= \n">"', 'q="\'>"', 'q="<p>"'):  # a few ends that are none, far apart
+        names = " ".join(f"a{i} {hidden}" if i % 5000 == 0 else f"a{i}" for i in range(40_000))
+        assert read(f"<p {names}>{PROSE}").reason == "attribute_bomb"
     assert read(f"<img src='data:image/png;base64,{'A/b+' * 50_000}'><p>{PROSE}").reason is None
 
 

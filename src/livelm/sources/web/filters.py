@@ -78,14 +78,14 @@ class TextFilter:
             return "too_long"
         if text.count("\ufffd") * 200 > len(text):
             return "garbled"
-        language, score = self.language(text)
-        if self._languages and (language not in self._languages or score < settings.min_language_score):
-            return "language"
+        if self._languages:
+            language, score = self.language(text)
+            if language not in self._languages or score < settings.min_language_score:
+                return "language"
         if "lorem ipsum" in text or "Lorem ipsum" in text:  # C4
             return "lorem_ipsum"
         unspaced = unspaced_run(text) > 0
-        english = language == "en" and score >= settings.min_language_score  # small languages are taken for English
-        return self._lines(text, unspaced=unspaced) or self._words(text, english=english, unspaced=unspaced)
+        return self._lines(text, unspaced=unspaced) or self._words(text, unspaced=unspaced)
 
     def language(self, text: str) -> tuple[str, float]:
         """ISO 639-1 code (639-2 for a few) and how sure that is, from 200 characters out of the text."""
@@ -93,6 +93,10 @@ class TextFilter:
         sample = text[begin : begin + SAMPLE_CHARACTERS].encode("utf-8", "replace").decode()  # lone surrogates fail
         best = self._detector.detect(sample)[0]
         return str(best["lang"]), float(best["score"])
+
+    def _is_english(self, text: str) -> bool:
+        language, score = self.language(text)
+        return language == "en" and score >= self._settings.min_language_score  # small languages are taken for English
 
     def _lines(self, text: str, *, unspaced: bool) -> str | None:
         settings = self._settings
@@ -117,7 +121,7 @@ class TextFilter:
                 return "no_punctuation"
         return None
 
-    def _words(self, text: str, *, english: bool, unspaced: bool) -> str | None:
+    def _words(self, text: str, *, unspaced: bool) -> str | None:
         settings = self._settings
         words = text.split()
         n_characters = sum(map(len, words))
@@ -127,13 +131,14 @@ class TextFilter:
         if text.count("#") + text.count("...") + text.count("…") > settings.max_symbols_per_word * n_words:
             return "symbols"
         if not unspaced:
-            # Gopher's 3 to 10 is for English; words of Vietnamese are shorter, of Greenlandic longer
-            shortest, longest = (3, 10) if english else (1.5, 25)
-            if not shortest <= n_characters / n_words <= longest:
+            # Gopher's 3 to 10 is for English; words of Vietnamese are shorter, of Greenlandic longer. The language is
+            # asked for last, as what most texts pass in any language: to detect it takes longer than all other rules.
+            length = n_characters / n_words
+            if not 1.5 <= length <= 25 or (not 3 <= length <= 10 and self._is_english(text)):
                 return "word_length"
             if _n_with_letter(words) < settings.min_words_with_letter * n_words:
                 return "few_letters"
-            if english and len(STOP_WORDS.intersection(words)) < settings.min_stop_words:
+            if len(STOP_WORDS.intersection(words)) < settings.min_stop_words and self._is_english(text):
                 return "few_stop_words"
         runs = shingles(text).hashes
         if len(runs) - len(set(runs.tolist())) > settings.max_repetition * len(runs):
@@ -171,6 +176,5 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 def _n_with_letter(words: list[str]) -> int:
     """Words with at least one letter in them."""
-    n_plain = sum(map(str.isalpha, words))
     others = [word for word in words if not word.isalpha()]
-    return n_plain + sum(1 for word in others if _LETTER.search(word))
+    return len(words) - len(others) + sum(1 for word in others if _LETTER.search(word))
