@@ -1,0 +1,43 @@
+"""The compiled count memory says what its slow twin says."""
+
+import random
+
+import numpy as np
+import pytest
+
+from livelm.memory import CountMemory, CountMemorySettings
+from livelm.memory.contexts import INDEX
+from livelm.memory.histories import build_histories
+from livelm.memory.presets import PRESETS
+from livelm.memory.reference import score_reference
+
+PROSE = b"The sea was calm. The sea was not calm; the wind, it said, was calm.\n" * 3
+LOG = b"".join(b'2026-01-0%d 12:0%d:11 node-%d {"key": [%d, "v"]}\n' % (i, i, i % 3, i * 7) for i in range(6))
+NOISE = random.Random(0).randbytes(300)
+
+
+@pytest.mark.parametrize(
+    "text", [PROSE, LOG, NOISE, bytes(300), b"ab" * 150], ids=["prose", "log", "noise", "nul", "ab"]
+)
+def test_the_kernel_equals_its_slow_twin(text: bytes) -> None:
+    costs = CountMemory(CountMemorySettings()).score(text)
+    expected = score_reference([INDEX[name] for name in PRESETS["fast"]], text)
+    np.testing.assert_allclose(costs, expected, atol=2e-2)  # a map's cell may round to the next of 4096 steps
+    assert abs(costs.mean() - np.mean(expected)) < 1e-3
+
+
+def test_every_history_leads_to_a_history_and_opposite_bits_mirror() -> None:
+    after, guess = build_histories()
+    reachable = {0}
+    queue = [0]
+    for state in queue:
+        for following in after[state].tolist():
+            if following not in reachable:
+                reachable.add(following)
+                queue.append(following)
+    assert reachable == set(range(len(reachable)))
+    zeros = ones = 0
+    for _ in range(60):
+        zeros, ones = int(after[zeros, 0]), int(after[ones, 1])
+        assert guess[zeros] == pytest.approx(1 - guess[ones], rel=1e-5)
+        assert guess[ones] > 0.5
