@@ -34,28 +34,9 @@ def started(folder: Path, *options: str) -> Server:
     return server
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = started(tmp_path_factory.mktemp("nats"))
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def server(shared_server: Server) -> Iterator[Server]:
-    """The one server of this file, empty."""
-    yield shared_server
-
-    async def empty(jetstream: JetStreamContext) -> None:
-        for stream in await jetstream.streams_info():
-            await jetstream.delete_stream(str(stream.config.name))
-
-    ask(shared_server, empty)
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
-    """One that may be killed."""
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A fresh one for each test: nothing of one can be in another's way, and it may be killed."""
     server = started(tmp_path / "nats")
     yield server
     server.kill()
@@ -394,22 +375,22 @@ def test_a_killed_learner_grades_every_document_once(retention: str, server: Ser
 
 @pytest.mark.slow
 @pytest.mark.parametrize("retention", ["limits", "workqueue", "interest"])
-def test_a_killed_server_loses_nothing_and_doubles_nothing(retention: str, own_server: Server) -> None:
+def test_a_killed_server_loses_nothing_and_doubles_nothing(retention: str, server: Server) -> None:
     n, batch = 8000, 200
-    make_stream(own_server, retention=retention)
-    assert read(own_server) == []  # interest begins with the first learner
-    source, stop = Nats(uri(own_server)), threading.Event()
+    make_stream(server, retention=retention)
+    assert read(server) == []  # interest begins with the first learner
+    source, stop = Nats(uri(server)), threading.Event()
     got: list[str] = []
 
     def write() -> None:
-        with closing(NatsPublisher(uri(own_server))) as publisher:
+        with closing(NatsPublisher(uri(server))) as publisher:
             for i in range(0, n, batch):
                 publisher.publish(documents(n)[i : i + batch])
 
     def kill() -> None:
         while not stop.wait(0.7):
-            own_server.kill()
-            own_server.start()
+            server.kill()
+            server.start()
 
     threads = [threading.Thread(target=write), threading.Thread(target=kill)]
     for thread in threads:
@@ -428,4 +409,4 @@ def test_a_killed_server_loses_nothing_and_doubles_nothing(retention: str, own_s
         source.close()
     assert source.observe()["n_reconnects"]
     assert sorted(got) == sorted(f"d{i}" for i in range(n))
-    assert read(own_server, cursor) == []
+    assert read(server, cursor) == []
