@@ -19,9 +19,14 @@ def section(folder: Path) -> str:
     """One record as Markdown."""
     record = json.loads((folder / "record.json").read_text("utf-8"))
     machine, versions = record["machine"], record["versions"]
-    lines = [f"## {record['question']}", "", *_table([record["figures"]])]
+    figures = record["figures"]
+    nested = [{"of": name, **value} for name, value in figures.items() if isinstance(value, dict)]
+    lines = [f"## {record['question']}"]
+    for rows in _alike([{k: v for k, v in figures.items() if not isinstance(v, dict)}, *nested]):
+        lines += ["", *_table(rows)] if rows[0] else []
     if 0 < len(record["rows"]) <= MAX_ROWS:  # longer tables are for machines, and stand in the record
-        lines += ["", *_table([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in record["rows"]])]
+        for rows in _alike([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in record["rows"]]):
+            lines += ["", *_table(rows)]
     lines += ["", *[f"- {note}" for note in record.get("notes", [])]]
     lines += [
         "",
@@ -29,6 +34,14 @@ def section(folder: Path) -> str:
         f"torch {versions['torch']} · commit {record['commit']} · [record](../bench/records/{folder.name})",
     ]
     return "\n".join(lines)
+
+
+def _alike(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows with the same columns together, in the order in which the columns first came."""
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault(tuple(row), []).append(row)
+    return list(tables.values())
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
