@@ -9,7 +9,8 @@ from livelm.config import Budget, Recipe, parse_budget
 from livelm.errors import SourceError
 from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch, batches
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
 from livelm.learn import Learner
 from livelm.parts import Parts, build_parts, run_record

@@ -11,7 +11,7 @@ from typing import Any
 from livelm.config import Budget
 from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch
-from livelm.feed.spool import Spooled
+from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
 from livelm.learn import Learner, save_checkpoint
 from livelm.parts import Parts

@@ -21,7 +21,8 @@ from tests.conformance.surroundings import Brokers, Fixture, Make, Surroundings
 
 from livelm.config import Settings, SourceSettings
 from livelm.errors import LivelmError, SourceError
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.sources import SOURCES, Files
 from livelm.types import Acknowledging, Cursor, Document, Keeping, Observed, Source
 

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
+from livelm.sources.brokers.message import Publisher
 from livelm.types import Cursor, Document, Source
 
 LIMIT_S = 60
@@ -137,3 +140,40 @@ def learn_killed(make: Callable[[], Source], folder: Path, n: int, n_kills: int)
             process.join(LIMIT_S)
             assert process.exitcode == 0
     return (folder / "journal").read_text().split()
+
+
+def read_while_killed(
+    server: Server, make_publisher: Callable[[], Publisher], source: Source, n: int
+) -> tuple[list[str], Cursor | None]:
+    """Publish `n` documents and read them while the server is killed and started again.
+
+    Acknowledges now and then, and closes the source. The ids that came, in order, and the last cursor.
+    """
+    stop, got, cursor = threading.Event(), list[str](), None
+
+    def write() -> None:
+        with closing(make_publisher()) as publisher:
+            for i in range(0, n, 200):
+                publisher.publish(documents(n)[i : i + 200])
+
+    def kill() -> None:
+        while not stop.wait(0.7):
+            server.kill()
+            server.start()
+
+    threads = [threading.Thread(target=write), threading.Thread(target=kill)]
+    for thread in threads:
+        thread.start()
+    try:
+        for document, cursor in source.read(None):
+            got.append(document.id)
+            if len(got) % 500 == 0 or len(got) == n:
+                source.commit(cursor)  # type: ignore[attr-defined]
+            if len(got) == n:
+                break
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        source.close()
+    return got, cursor

@@ -30,7 +30,8 @@ from tests.live.feed_servers import (
     through_json,
 )
 
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.types import Cursor, Document
 
 

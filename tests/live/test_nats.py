@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
-from tests.live.broker_servers import Server, documents, learn_killed, nats_command, until
+from tests.live.broker_servers import Server, documents, learn_killed, nats_command, read_while_killed, until
 
 from livelm.errors import ConfigError, SourceError
 from livelm.sources.brokers import nats_channel
@@ -376,37 +376,11 @@ def test_a_killed_learner_grades_every_document_once(retention: str, server: Ser
 @pytest.mark.slow
 @pytest.mark.parametrize("retention", ["limits", "workqueue", "interest"])
 def test_a_killed_server_loses_nothing_and_doubles_nothing(retention: str, server: Server) -> None:
-    n, batch = 8000, 200
+    n = 8000
     make_stream(server, retention=retention)
     assert read(server) == []  # interest begins with the first learner
-    source, stop = Nats(uri(server)), threading.Event()
-    got: list[str] = []
-
-    def write() -> None:
-        with closing(NatsPublisher(uri(server))) as publisher:
-            for i in range(0, n, batch):
-                publisher.publish(documents(n)[i : i + batch])
-
-    def kill() -> None:
-        while not stop.wait(0.7):
-            server.kill()
-            server.start()
-
-    threads = [threading.Thread(target=write), threading.Thread(target=kill)]
-    for thread in threads:
-        thread.start()
-    try:
-        for document, cursor in source.read(None):
-            got.append(document.id)
-            if len(got) % 500 == 0:
-                source.commit(cursor)
-            if len(got) == n:
-                break
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        source.close()
+    source = Nats(uri(server))
+    got, cursor = read_while_killed(server, lambda: NatsPublisher(uri(server)), source, n)
     assert source.observe()["n_reconnects"]
     assert sorted(got) == sorted(f"d{i}" for i in range(n))
     assert read(server, cursor) == []

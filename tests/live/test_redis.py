@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from tests.live.broker_servers import Server, documents, learn_killed, redis_command, until
+from tests.live.broker_servers import Server, documents, learn_killed, read_while_killed, redis_command, until
 
 from livelm.errors import ConfigError, SourceError
 from livelm.sources.brokers.message import HEADER, KEY
@@ -207,36 +207,12 @@ def test_a_killed_learner_grades_every_document_once(server: Server, tmp_path: P
 
 @pytest.mark.slow
 def test_a_killed_server_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
-    n, batch, stop = 8000, 200, threading.Event()
-    server = started(tmp_path / "redis")
-    source, got = Redis(uri(server)), []
-
-    def write() -> None:
-        with closing(RedisPublisher(uri(server))) as publisher:
-            for i in range(0, n, batch):
-                publisher.publish(documents(n)[i : i + batch])
-
-    def kill() -> None:
-        while not stop.wait(0.7):
-            server.kill()
-            server.start()
-
-    publish(server, documents(1))
-    threads = [threading.Thread(target=write), threading.Thread(target=kill)]
-    for thread in threads:
-        thread.start()
+    n, server = 8000, started(tmp_path / "redis")
+    source = Redis(uri(server))
     try:
-        for document, cursor in source.read(None):
-            got.append(document.id)
-            if len(got) % 500 == 0:
-                source.commit(cursor)
-            if len(got) == n:
-                break
+        publish(server, documents(1))
+        got, _ = read_while_killed(server, lambda: RedisPublisher(uri(server)), source, n)
     finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        source.close()
         server.kill()
     assert source.observe()["n_reconnects"]
     assert sorted(got) == sorted(f"d{i}" for i in range(n))

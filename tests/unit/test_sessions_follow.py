@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from livelm.errors import SourceError
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.sources.sessions import Sessions, SessionsSettings
 from livelm.types import Cursor, Document
 

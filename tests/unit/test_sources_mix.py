@@ -13,7 +13,8 @@ import pytest
 from livelm.config import FeedSettings
 from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
 from livelm.feed.assemble import batches
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.sources.files import Files
 from livelm.sources.mix import Mix
 from livelm.tokenize.bytes import Bytes, BytesConfig

@@ -17,7 +17,8 @@ import pytest
 
 from livelm.errors import SourceError, SpoolError, StorageError
 from livelm.feed import spool as spool_module
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.sources import Tail
 from livelm.types import Cursor, Document
 
@@ -345,7 +346,8 @@ def test_a_checkpoint_can_count_on_what_was_synced(tmp_path: Path, monkeypatch: 
 KILLED = """
 import sys
 from pathlib import Path
-from livelm.feed.spool import Spool, Spooled
+from livelm.feed.spool import Spool
+from livelm.feed.spooled import Spooled
 from livelm.sources import Tail
 
 source = Spooled(Tail(sys.argv[1]), Spool(Path(sys.argv[2]), segment_bytes=200_000))

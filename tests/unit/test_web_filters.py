@@ -50,7 +50,7 @@ THAI = (
 
 
 def reason(text: str, **changes: object) -> str | None:
-    return TextFilter(FilterSettings.model_validate_json(json.dumps(changes))).reason(text, "https://example.org/")
+    return TextFilter(FilterSettings.model_validate_json(json.dumps(changes))).reason(text)
 
 
 @pytest.mark.parametrize("text", [ENGLISH, GERMAN, CHINESE, THAI])

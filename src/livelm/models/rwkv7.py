@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
+from livelm.models.layers import nats_of
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Layout, Streams, make_layout, rwkv7
 from livelm.types import State
 
@@ -261,8 +262,7 @@ class RWKV7(nn.Module):
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
         logits, state = self.forward(tokens, starts, state)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return nats.view(targets.shape), state
+        return nats_of(logits, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, token by token.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
-from livelm.models.layers import Rotation, linear, make_norm, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.token_table import TokenTable
@@ -244,8 +244,7 @@ class Transformer(nn.Module):
             x, state = self.hidden(tokens, starts, state)
             return self.embed.nats(x, targets), state
         logits, state = self.forward(tokens, starts, state)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return nats.view(targets.shape), state
+        return nats_of(logits, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
-from livelm.models.layers import Rotation, linear, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
@@ -229,8 +229,7 @@ class Worker(nn.Module):
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
         logits, state = self.forward(tokens, starts, state)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return nats.view(targets.shape), state
+        return nats_of(logits, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.

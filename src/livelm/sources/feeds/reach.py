@@ -1,13 +1,9 @@
-"""Connect to checked addresses only: a name is looked up once for each connection, and what was found is used."""
+"""Find the addresses that a feed may be read from: a name is looked up once for each connection."""
 
-import socket
 from collections.abc import Sequence
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.connector import AddrInfoType
-
 from livelm.sources.feeds.reconnect import Broken
-from livelm.sources.web.address import AddressSettings, Refused, Resolver, Unresolved
+from livelm.sources.web.address import AddressPolicy, AddressSettings, Refused, Resolver, Unresolved
 
 
 class Reach:
@@ -20,6 +16,11 @@ class Reach:
             AddressSettings(allow=tuple(allow), ports=ports, dns_threads=1, dns_ttl_s=0, dns_failure_ttl_s=0)
         )
 
+    @property
+    def policy(self) -> AddressPolicy:
+        """What decides about them."""
+        return self._resolver.policy
+
     async def resolve(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses to which one may connect. Raises Broken."""
         try:
@@ -28,38 +29,3 @@ class Reach:
             raise Broken(str(error), lasting=True) from None
         except Unresolved as error:
             raise Broken(str(error), lasting=not error.temporary) from None
-
-
-class Pinned(AbstractResolver):
-    """Answers aiohttp with the checked addresses, and makes sockets to no other (it asks nobody about literals)."""
-
-    def __init__(self) -> None:
-        self.addresses: tuple[str, ...] = ()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """What was checked, whatever the host."""
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in self.addresses
-        ]
-
-    def socket_to(self, info: AddrInfoType) -> socket.socket:
-        """A socket for aiohttp. Raises OSError for an address that was not checked."""
-        family, kind, protocol, _, target = info
-        if str(target[0]) not in self.addresses:
-            raise OSError(f"{target[0]} was not checked")
-        made = socket.socket(family, kind, protocol)
-        made.setblocking(False)
-        return made
-
-    async def close(self) -> None:
-        """Nothing is held."""

@@ -12,11 +12,13 @@ from yarl import URL
 from livelm.config import Settings
 from livelm.errors import SourceError
 from livelm.sources.feeds.live import Live
-from livelm.sources.feeds.reach import Pinned, Reach
+from livelm.sources.feeds.reach import Reach
 from livelm.sources.feeds.reconnect import Backoff, Broken, refusal, user_agent
 from livelm.sources.feeds.settings import SseSettings
 from livelm.sources.feeds.tally import Tally
 from livelm.sources.feeds.wire import Event, Place
+from livelm.sources.web.address import Refused
+from livelm.sources.web.connect import ROUTE, CheckedConnector, Route, tls_context
 
 MAX_REDIRECTS = 5
 MAX_ID_BYTES = 16 << 10
@@ -166,27 +168,27 @@ class SseWire:
         }
         if place is not None:
             headers["Last-Event-ID"] = str(place)
-        pinned = Pinned()
-        connector = aiohttp.TCPConnector(resolver=pinned, use_dns_cache=False, socket_factory=pinned.socket_to)
+        connector = CheckedConnector(self._reach.policy, tls_context(""), keepalive_s=1, per_host=1, max_idle=1)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False, timeout=timeout) as session:
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
-                    response = await self._follow(session, pinned, headers)
+                    response = await self._follow(session, headers)
             except TimeoutError:
                 raise Broken(f"no answer within {self._settings.connect_timeout_s:g} s") from None
+            except Refused as error:
+                raise Broken(str(error), lasting=True) from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise Broken(f"cannot be reached: {error}") from None
             async with response:
                 yield self._events(response)
 
-    async def _follow(
-        self, session: aiohttp.ClientSession, pinned: Pinned, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def _follow(self, session: aiohttp.ClientSession, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Ask, and follow redirects, each to an address that was checked."""
         url = self._url
         for _ in range(MAX_REDIRECTS + 1):
-            pinned.addresses = await self._reach.resolve(url.host or "", url.port or 0)
+            host, port = url.host or "", url.port or 0
+            ROUTE.set(Route(host, port, await self._reach.resolve(host, port)))
             response = await session.get(url, headers=headers, allow_redirects=False)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:

@@ -51,7 +51,7 @@ class Reader:
             return Reading(found, None, "sitemap")
         page = self._page.read(response.body, response.headers, response.url)
         links = self._links(page.links, page.base)
-        reason = page.reason or self._filter.reason(page.text, response.url) or self._duplicates.reason(page.text)
+        reason = page.reason or self._filter.reason(page.text) or self._duplicates.reason(page.text)
         if reason is not None:
             return Reading(links, None, reason, page.text)
         item = Item(
