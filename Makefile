@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# one process per core; tests of one file stay together, because they share servers and trained runs
+PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
 .PHONY: demo test check bench docs golden format clean
 
@@ -10,13 +12,13 @@ demo: $(READY)  ## crawl this Python's documentation, served here, and learn fro
 	$(BIN)/livelm run demo: --for 60s
 
 test: $(READY)  ## every test
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: $(READY)  ## lint, types, layers and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: $(READY)  ## the benchmarks; minutes to hours, each prints ratios and keeps a record
 	$(BIN)/python -m bench
