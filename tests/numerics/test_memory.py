@@ -10,6 +10,7 @@ from livelm.memory.contexts import INDEX
 from livelm.memory.histories import build_histories
 from livelm.memory.presets import PRESETS
 from livelm.memory.reference import score_reference
+from livelm.memory.slots import COUNT_LIMIT, COUNTED_UP_TO, build_rates, update_counter
 
 PROSE = b"The sea was calm. The sea was not calm; the wind, it said, was calm.\n" * 3
 LOG = b"".join(b'2026-01-0%d 12:0%d:11 node-%d {"key": [%d, "v"]}\n' % (i, i, i % 3, i * 7) for i in range(6))
@@ -24,6 +25,25 @@ def test_the_kernel_equals_its_slow_twin(text: bytes) -> None:
     expected = score_reference([INDEX[name] for name in PRESETS["fast"]], text)
     np.testing.assert_allclose(costs, expected, atol=2e-2)  # a map's cell may round to the next of 4096 steps
     assert abs(costs.mean() - np.mean(expected)) < 1e-3
+
+
+def test_every_context_equals_its_slow_twin() -> None:
+    costs = CountMemory(CountMemorySettings(contexts="rich")).score(PROSE[:120])
+    np.testing.assert_allclose(
+        costs, score_reference([INDEX[name] for name in PRESETS["rich"]], PROSE[:120]), atol=2e-2
+    )
+
+
+def test_a_counter_counts_on_slowly_and_moves_less_the_more_it_has_seen() -> None:
+    after, rates = build_histories()[0], build_rates()
+    word, uses, chooser = 0, 0, random.Random(5)
+    while word >> 18 & 63 < COUNT_LIMIT:
+        word = int(update_counter.py_func(word, int(chooser.random() < 0.3), after, rates))
+        uses += 1
+        assert uses == word >> 18 & 63 or uses > COUNTED_UP_TO
+    assert 100 < uses < 800
+    assert (np.diff(rates) < 0).all()
+    assert word & 0x3FFFF == pytest.approx(0.3 * 0x3FFFF, rel=0.3)
 
 
 def test_every_history_leads_to_a_history_and_opposite_bits_mirror() -> None:

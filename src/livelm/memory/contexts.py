@@ -15,17 +15,20 @@ CONTEXTS = (
     "column", "column and above", "word and above",
     "field", "shape", "shape and last", "kinds", "letters", "brackets",
     "match",
+    "three words", "last and word", "order 2 and word", "order 3 and word",
+    "word and line above", "word and line", "word in sentence", "word and point",
 )  # fmt: skip
 """Names in the order of the lines of `hash_contexts`."""
 N_CONTEXTS = len(CONTEXTS)
 INDEX = {name: i for i, name in enumerate(CONTEXTS)}
 ORDER_2, ORDER_8 = INDEX["order 2"], INDEX["order 8"]
 
-N_SUMMARY = 19
+N_SUMMARY = 23
 """Numbers in the summary of the past, whose places follow."""
 # fmt: off
 (RECENT, CLASSES, POSITION, COLUMN, LINE, ABOVE_LINE, LINE_HASH, FIRST, FIELD, TOKEN, SHAPE, BRACKET,
- WORD, WORD_1, WORD_2, WORD_3, WORD_LENGTH, LETTERS, BLANKS) = range(N_SUMMARY)
+ WORD, WORD_1, WORD_2, WORD_3, WORD_LENGTH, LETTERS, BLANKS,
+ SENTENCE, POINT, LINE_WORD, ABOVE_WORD) = range(N_SUMMARY)
 # fmt: on
 
 CONTROL, BLANK, LINE_END, DIGIT, UPPER, LOWER, PUNCTUATION, BEYOND = range(8)
@@ -104,12 +107,17 @@ def _observe_word(s, byte, kind):
         s[LETTERS] = s[LETTERS] << 8 | lower
     elif s[WORD_LENGTH] > 0:
         s[WORD_3], s[WORD_2], s[WORD_1] = s[WORD_2], s[WORD_1], s[WORD]
+        if s[LINE_WORD] == 0:
+            s[LINE_WORD] = s[WORD]
         s[WORD], s[WORD_LENGTH] = 0, 0
+        s[SENTENCE] += 1
         s[BLANKS] = byte
     else:
         s[BLANKS] = combine(s[BLANKS], byte)
     if byte == 0x2E or byte == 0x21 or byte == 0x3F:  # . ! ?
-        s[WORD_2] = s[WORD_1] = 0
+        s[WORD_2] = s[WORD_1] = s[SENTENCE] = 0
+    if kind == PUNCTUATION:
+        s[POINT] = byte
 
 
 @called
@@ -135,6 +143,7 @@ def _observe_line(s, byte):
     if byte == 0x0A:
         s[ABOVE_LINE], s[LINE] = s[LINE], s[POSITION]
         s[COLUMN], s[FIELD], s[LINE_HASH], s[FIRST], s[TOKEN] = 0, 0, 0, 0, 0
+        s[ABOVE_WORD], s[LINE_WORD] = s[LINE_WORD], 0
         return
     s[COLUMN] += 1
     s[LINE_HASH] = combine(s[LINE_HASH], byte)
@@ -184,3 +193,11 @@ def hash_contexts(s, ring, expected, length, h):
     h[24] = combine(s[LETTERS] & 0xFFFFFFFFFF, gap)
     h[25] = combine(s[BRACKET] & 0xFFFF, recent & 0xFFFF)
     h[26] = combine(expected + 1, min(length, 32))
+    h[27] = combine(combine(pair, s[WORD_2]), 7)
+    h[28] = combine(combine(last, s[WORD_1]), 22)
+    h[29] = combine(combine(recent & 0xFFFF, s[WORD_1]), 17)
+    h[30] = combine(combine(recent & 0xFFFFFF, s[WORD_1]), 23)
+    h[31] = combine(combine(word, s[ABOVE_WORD]), 9)
+    h[32] = combine(combine(word, s[LINE_WORD]), 20)
+    h[33] = combine(combine(word, s[SENTENCE]), 15)
+    h[34] = combine(combine(word, s[POINT]), 18)

@@ -29,6 +29,8 @@ class CountMemorySettings(Settings):
     """Memory of all tables together; it is taken at once and never grows."""
     history_mib: int = Field(default=4, ge=1, le=1024)
     """How far back repetitions are found (a power of two); part of the budget, with twice as much for its index."""
+    salt: int = Field(default=0, ge=0, lt=1 << 63)
+    """Decides which contexts share a place in the tables. A secret one takes the aim from a stream made to collide."""
 
 
 class Costs(NamedTuple):
@@ -64,7 +66,9 @@ class CountMemory:
     def reset(self) -> None:
         """Forget everything."""
         settings = self.settings
-        self._tables: Tables = build_tables(self._active, settings.budget_mib << 20, settings.history_mib << 20)
+        self._tables: Tables = build_tables(
+            self._active, settings.budget_mib << 20, settings.history_mib << 20, settings.salt
+        )
         self._moment = build_moment(len(self._active))
 
     def begin_document(self) -> None:

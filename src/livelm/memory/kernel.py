@@ -26,7 +26,17 @@ from livelm.memory.contexts import (
 from livelm.memory.match import LENGTH, MISSES, POINTER, length_grade, match_cell, recall
 from livelm.memory.mixing import LEAST, N_STRETCH, add_scaled, bin_of, clip, dot, squash
 from livelm.memory.slots import count_cell, find_bucket, find_run, half_hash, learn_context
-from livelm.memory.tables import CONTEXT_INPUTS, JOIN_ROWS, MAP_ROWS, MATCH_INPUTS, N_MAPS, N_SETS, Moment, Tables
+from livelm.memory.tables import (
+    CONTEXT_INPUTS,
+    JOIN_ROWS,
+    MAP_ROWS,
+    MATCH_INPUTS,
+    N_FINALS,
+    N_MAPS,
+    N_SETS,
+    Moment,
+    Tables,
+)
 
 MIX_RATE, MIX_RATE_FIRST, FIRST_BYTES = 0.0003, 0.01, 16384.0
 FINAL_RATE = 0.002
@@ -65,7 +75,7 @@ def begin_byte(t: Tables, c: Moment):
     known = 0
     for i in range(t.active.shape[0]):
         context = t.active[i]
-        c.hashes[context] = finish(c.hashes[context])
+        c.hashes[context] = finish(c.hashes[context] + t.salt[0])
         c.run_at[i], c.found[i] = find_run(t.runs, t.run_first[i], t.run_groups[i], c.hashes[context])
         c.expected[i], c.split[i] = -1, 0
         if c.found[i]:
@@ -119,7 +129,7 @@ def ask_contexts(t: Tables, c: Moment, b, prefix):
             c.inputs[b, at + 1] = (p - 0.5) * SURENESS
             c.inputs[b, at + 2] = t.stretch[int(t.count_map[i, count_cell(word)] * _STEPS)]
         if agree:
-            logit = t.stretch[int(t.run_map[i, c.split[i], c.length[i]] * _STEPS)]
+            logit = t.stretch[int(t.run_map[i, c.split[i], b, c.length[i]] * _STEPS)]
             c.inputs[b, at + 3] = logit if bit else -logit
 
 
@@ -155,10 +165,7 @@ def predict(t: Tables, c: Moment, b, prefix):
     for k in range(N_SETS):
         c.set_rows[b, k] += t.set_first[k]
         c.logits[b, k] = clip(dot(t.weights, c.set_rows[b, k], c.inputs, b))
-    one = clip(dot(t.final, prefix, c.logits, b))
-    two = clip(dot(t.final, 256 + c.chosen[1], c.logits, b))
-    logit = 0.5 * (one + two)
-    c.mixed[b, 0], c.mixed[b, 1], c.mixed[b, 2] = squash(one), squash(two), logit
+    logit = mix_sets(t, c, b, prefix, expected)
     recent = t.summary[RECENT]
     bit = (c.longest[0] >> (7 - b)) & 1
     c.map_rows[b, 0] = (recent & 0xFF) << 8 | prefix
@@ -175,16 +182,34 @@ def predict(t: Tables, c: Moment, b, prefix):
 
 
 @inlined
+def mix_sets(t: Tables, c: Moment, b, prefix, expected):
+    """The mean of the final mixers' logits, each of which weighs what the sets say by weights of its own choice."""
+    c.final_rows[b, 0] = prefix
+    c.final_rows[b, 1] = c.chosen[1]
+    c.final_rows[b, 2] = c.chosen[2] << 3 | b
+    c.final_rows[b, 3] = (c.chosen[0] if expected else 0) << 3 | b
+    c.final_rows[b, 4] = c.chosen[3]
+    c.final_rows[b, 5] = c.chosen[6]
+    total = 0.0
+    for k in range(N_FINALS):
+        c.final_rows[b, k] += t.final_first[k]
+        c.finals[b, k] = clip(dot(t.final, c.final_rows[b, k], c.logits, b))
+        total += c.finals[b, k]
+    c.mixed[b] = total / N_FINALS
+    return c.mixed[b]
+
+
+@inlined
 def learn_bit(t: Tables, c: Moment, b, prefix, bit):
     """Correct weights and maps by what bit `b` was."""
     target = 1.0 if bit else 0.0
-    low, share = bin_of(c.mixed[b, 2])
+    low, share = bin_of(c.mixed[b])
     for k in range(N_MAPS):
         row = c.map_rows[b, k]
         t.maps[k, row, low] += (target - t.maps[k, row, low]) * MAP_RATE * (1 - share)
         t.maps[k, row, low + 1] += (target - t.maps[k, row, low + 1]) * MAP_RATE * share
-    add_scaled(t.final, prefix, c.logits, b, (target - c.mixed[b, 0]) * FINAL_RATE)
-    add_scaled(t.final, 256 + c.chosen[1], c.logits, b, (target - c.mixed[b, 1]) * FINAL_RATE)
+    for k in range(N_FINALS):
+        add_scaled(t.final, c.final_rows[b, k], c.logits, b, (target - squash(c.finals[b, k])) * FINAL_RATE)
     rate = MIX_RATE + MIX_RATE_FIRST / (1.0 + t.summary[POSITION] / FIRST_BYTES)
     for k in range(N_SETS):
         add_scaled(t.weights, c.set_rows[b, k], c.inputs, b, (target - squash(c.logits[b, k])) * rate)
@@ -196,7 +221,7 @@ def learn_bit(t: Tables, c: Moment, b, prefix, bit):
             t.count_map[i, cell] += (target - t.count_map[i, cell]) * CELL_RATE
         if agrees(c.expected[i], b, prefix):
             hit = 1.0 if (c.expected[i] >> (7 - b)) & 1 == bit else 0.0
-            t.run_map[i, c.split[i], c.length[i]] += (hit - t.run_map[i, c.split[i], c.length[i]]) * CELL_RATE
+            t.run_map[i, c.split[i], b, c.length[i]] += (hit - t.run_map[i, c.split[i], b, c.length[i]]) * CELL_RATE
     for m in range(t.minima.shape[0]):
         if agrees(c.foretold[m], b, prefix):
             hit = 1.0 if (c.foretold[m] >> (7 - b)) & 1 == bit else 0.0

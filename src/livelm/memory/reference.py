@@ -28,8 +28,8 @@ from livelm.memory.contexts import (
 )
 from livelm.memory.match import length_grade, match_cell, recall
 from livelm.memory.mixing import LARGEST, LEAST, N_BINS, N_STRETCH
-from livelm.memory.slots import COUNT_LIMIT, LONGEST_RUN, count_cell
-from livelm.memory.tables import FIRST_MATCH_WEIGHT, FIRST_WEIGHT, MAP_ROWS, N_MAPS, N_SETS, build_tables
+from livelm.memory.slots import COUNT_LIMIT, COUNTED_UP_TO, LONGEST_RUN, count_cell
+from livelm.memory.tables import FIRST_MATCH_WEIGHT, FIRST_WEIGHT, MAP_ROWS, N_FINALS, N_MAPS, N_SETS, build_tables
 
 
 def score_reference(active: Sequence[int], text: bytes) -> list[float]:
@@ -108,7 +108,7 @@ class _Twin:
             ]  # fmt: skip
             byte, length, split = self.runs.get((i, h), (-1, 0, 0))
             sign = _sign(byte, b, prefix)
-            x.append(sign * _stretch(run[split, length]) if sign else 0.0)
+            x.append(sign * _stretch(run[split, b, length]) if sign else 0.0)
         for m, (byte, cell) in enumerate(self.foretold):
             sign, p = _sign(byte, b, prefix), self.match[m, cell]
             x += [sign * _stretch(p), sign * (p - 0.5) * kernel.SURENESS]
@@ -117,9 +117,9 @@ class _Twin:
         rows = self.rows(b, prefix)
         logits = np.array([_clip(float(self.row(self.weights, at, self.first) @ inputs)) for at in rows])
         equal = np.full(N_SETS, 1 / N_SETS)
-        ends = [(0, prefix), (1, self.chosen[1])]
+        ends = self.ends(b, prefix)
         mixed = [_clip(float(self.row(self.final, at, equal) @ logits)) for at in ends]
-        logit = sum(mixed) / 2
+        logit = sum(mixed) / N_FINALS
         low, share = _bin(logit)
         identity = 1 / (1 + np.exp(-(np.arange(N_BINS) - 16) / 2))
         cells = [self.row(self.maps, at, identity) for at in self.map_rows(b, prefix)]
@@ -132,6 +132,11 @@ class _Twin:
         first = (c[0] if expected else 0) << 8 | prefix
         fifth = 256 + (c[4] << 3 | b) if expected else prefix
         own = [first, c[1] << 3 | b, c[2] << 8 | prefix, c[3] << 3 | b, fifth, *(c[k] << 3 | b for k in (5, 6, 7))]
+        return list(enumerate(own))
+
+    def ends(self, b: int, prefix: int) -> list[tuple[int, int]]:
+        c, expected = self.chosen, _sign(self.longest[0], b, prefix) != 0
+        own = [prefix, c[1], c[2] << 3 | b, (c[0] if expected else 0) << 3 | b, c[3], c[6]]
         return list(enumerate(own))
 
     def map_rows(self, b: int, prefix: int) -> list[tuple[int, int]]:
@@ -164,7 +169,7 @@ class _Twin:
                 count[count_cell(word)] += (bit - count[count_cell(word)]) * kernel.CELL_RATE
             byte, length, split = self.runs.get(key, (-1, 0, 0))
             if _sign(byte, b, prefix):
-                run[split, length] += ((byte >> 7 - b & 1 == bit) - run[split, length]) * kernel.CELL_RATE
+                run[split, b, length] += ((byte >> 7 - b & 1 == bit) - run[split, b, length]) * kernel.CELL_RATE
         for m, (byte, cell) in enumerate(self.foretold):
             if _sign(byte, b, prefix):
                 self.match[m, cell] += ((byte >> 7 - b & 1 == bit) - self.match[m, cell]) * kernel.CELL_RATE
@@ -183,8 +188,10 @@ class _Twin:
 
     def count_bit(self, word: int, bit: int) -> int:
         history, count, p = word >> 24, word >> 18 & 63, word & 0x3FFFF if word else 1 << 17
-        p += (((1 << 18) - 1 if bit else 0) - p) * int(65536 / (count + 1.5)) >> 16
-        return int(self.tables.after[history, bit]) << 24 | min(count + 1, COUNT_LIMIT) << 18 | p
+        used = count if count < COUNTED_UP_TO else COUNTED_UP_TO + 8 * (count - COUNTED_UP_TO)
+        p += (((1 << 18) - 1 if bit else 0) - p) * int(65536 / (used + 1.5)) >> 16
+        count += count < COUNTED_UP_TO or (count < COUNT_LIMIT and p % 8 == 0)
+        return int(self.tables.after[history, bit]) << 24 | count << 18 | p
 
 
 def _sign(byte: int, b: int, prefix: int) -> int:

@@ -10,6 +10,7 @@ that no input changes. Nothing is written while something is looked up.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from livelm.memory.compiled import called, inlined
 from livelm.memory.contexts import finish
@@ -18,6 +19,8 @@ BUCKET_WORDS = 16
 """Words of a bucket: the check, then the nodes 1 to 15 of a half byte (node 1: no bit known, 2 and 3: one bit, ...)."""
 LONGEST_RUN = 127
 COUNT_LIMIT = 63
+COUNTED_UP_TO = 32
+"""A counter counts every use up to here, then about one in eight: so six bits reach to 280 uses."""
 
 
 @inlined
@@ -28,8 +31,15 @@ def update_counter(word, bit, after, rates):
         p = 0x20000
     target = 0x3FFFF if bit else 0
     p += ((target - p) * rates[count]) >> 16
-    count = min(count + 1, COUNT_LIMIT)
+    if count < COUNTED_UP_TO or (count < COUNT_LIMIT and p & 7 == 0):  # the lowest bits of p serve as dice
+        count += 1
     return np.int64(after[history, bit]) << 24 | count << 18 | p
+
+
+def build_rates() -> NDArray[np.int64]:
+    """(64,) by how much of 65,536 a counter of each count moves towards a bit: the mean of what it has seen."""
+    used = [count + 7 * max(0, count - COUNTED_UP_TO) for count in range(COUNT_LIMIT + 1)]
+    return np.array([int(65536 / (n + 1.5)) for n in used], np.int64)
 
 
 @inlined

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from livelm.memory.contexts import CONTEXTS, N_SUMMARY
 from livelm.memory.histories import build_histories
 from livelm.memory.mixing import N_BINS, build_stretch
-from livelm.memory.slots import BUCKET_WORDS, COUNT_LIMIT, LONGEST_RUN, update_counter
+from livelm.memory.slots import BUCKET_WORDS, LONGEST_RUN, build_rates, update_counter
 
 CONTEXT_INPUTS = 4
 """Opinions per context: by its history, how sure that is, by its counter, by its run."""
@@ -25,6 +25,9 @@ MATCH_CELLS = 128
 SET_ROWS = (2048, 2048, 4096, 4096, 4096, 2048, 1024, 2048)
 """Rows of each set of mixing weights; what chooses the row is in `kernel.choose_weights`."""
 N_SETS = len(SET_ROWS)
+FINAL_ROWS = (256, 256, 64, 64, 512, 128)
+"""Rows of each set of weights of the final mixers; what chooses the row is in `kernel.mix_sets`."""
+N_FINALS = len(FINAL_ROWS)
 MAP_ROWS = 1 << 16
 N_MAPS = 4
 JOIN_ROWS = (256, 1024, 1024)
@@ -51,6 +54,7 @@ class Tables(NamedTuple):
     final: NDArray[np.float32]
     maps: NDArray[np.float32]
     join: NDArray[np.float32]
+    salt: NDArray[np.int64]
     # constants
     active: NDArray[np.int64]
     run_first: NDArray[np.int64]
@@ -58,6 +62,7 @@ class Tables(NamedTuple):
     bucket_first: NDArray[np.int64]
     bucket_groups: NDArray[np.int64]
     set_first: NDArray[np.int64]
+    final_first: NDArray[np.int64]
     minima: NDArray[np.int64]
     after: NDArray[np.uint8]
     rates: NDArray[np.int64]
@@ -86,6 +91,8 @@ class Moment(NamedTuple):
     words: NDArray[np.int64]
     set_rows: NDArray[np.int64]
     logits: NDArray[np.float32]
+    final_rows: NDArray[np.int64]
+    finals: NDArray[np.float64]
     mixed: NDArray[np.float64]
     map_rows: NDArray[np.int64]
     join_rows: NDArray[np.int64]
@@ -95,27 +102,32 @@ class Moment(NamedTuple):
     tree: NDArray[np.float64]
 
 
-def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int) -> Tables:
-    """Fresh tables of at most `n_bytes` for these contexts (numbers in `CONTEXTS`), with a ring of `history_bytes`."""
+def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: int = 0) -> Tables:
+    """Fresh tables of at most `n_bytes` for these contexts (numbers in `CONTEXTS`), with a ring of `history_bytes`.
+
+    `salt` decides which contexts share a place.
+    """
     n, n_matches = len(active), len(MATCH_MINIMA)
     n_inputs = count_inputs(n)
     lengths = np.arange(LONGEST_RUN + 1, dtype=np.float32)
     after, guess = build_histories()
-    rates = np.array([int(65536 / (count + 1.5)) for count in range(COUNT_LIMIT + 1)], np.int64)
+    rates = build_rates()
     fixed: dict[str, NDArray[Any]] = {
         "history_map": np.tile(guess, (n, 1)),
         "count_map": np.tile((np.arange(64, dtype=np.float32) + 0.5) / 64, (n, 8)),
-        "run_map": np.tile((lengths + 0.6) / (lengths + 1.2), (n, 2, 1)),
+        "run_map": np.tile((lengths + 0.6) / (lengths + 1.2), (n, 2, 8, 1)),
         "match_map": np.full((n_matches, MATCH_CELLS), 0.75, np.float32),
         "matches": np.zeros((n_matches, 3), np.int64),
         "places": np.zeros((n_matches, history_bytes // 4), np.int64),
         "ring": np.zeros(history_bytes, np.uint8),
         "summary": np.zeros(N_SUMMARY, np.int64),
         "weights": _first_weights(n, n_inputs),
-        "final": np.full((512, len(SET_ROWS)), 1 / len(SET_ROWS), np.float32),
+        "final": np.full((sum(FINAL_ROWS), N_SETS), 1 / N_SETS, np.float32),
         "maps": np.tile(1 / (1 + np.exp(-(np.arange(N_BINS) - 16) / 2)), (N_MAPS, MAP_ROWS, 1)).astype(np.float32),
         "join": _first_join(),
+        "salt": np.array([salt], np.int64),
         "set_first": np.cumsum([0, *SET_ROWS[:-1]]),
+        "final_first": np.cumsum([0, *FINAL_ROWS[:-1]]),
         "minima": np.array(MATCH_MINIMA, np.int64),
         "after": after,
         "rates": rates,
@@ -142,7 +154,9 @@ def build_moment(n: int) -> Moment:
         words=np.zeros((8, n), np.int64),
         set_rows=np.zeros((8, len(SET_ROWS)), np.int64),
         logits=np.zeros((8, len(SET_ROWS)), np.float32),
-        mixed=np.zeros((8, 4)),
+        final_rows=np.zeros((8, N_FINALS), np.int64),
+        finals=np.zeros((8, N_FINALS)),
+        mixed=np.zeros(8),
         map_rows=np.zeros((8, N_MAPS), np.int64),
         join_rows=np.zeros((8, len(JOIN_ROWS)), np.int64),
         join_inputs=np.zeros((8, JOIN_INPUTS), np.float32),
