@@ -126,7 +126,7 @@ class Learner:
         torch.set_rng_state(state["random"])
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take only the weights. Raises CheckpointError naming missing, extra and misshapen tensors."""
+        """Take only the weights. Raises CheckpointError naming missing and extra tensors, and those of another form."""
         own, given = self.model.state_dict(), state["model"]
         faults = [f"{name} is missing" for name in own.keys() - given.keys()]
         faults += [f"{name} is unknown" for name in given.keys() - own.keys()]
@@ -134,6 +134,11 @@ class Learner:
             f"{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
             for name in own.keys() & given.keys()
             if own[name].shape != given[name].shape
+        ]
+        faults += [
+            f"{name} is {given[name].dtype}, not {own[name].dtype}"
+            for name in own.keys() & given.keys()
+            if own[name].dtype != given[name].dtype
         ]
         if faults:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
