@@ -149,9 +149,10 @@ class Learner:
         n_lanes, n_tokens = batch.tokens.shape
         if n_lanes != len(self._last):
             raise ContractError(f"batch {batch.index} has {n_lanes} lanes, the learner {len(self._last)}.")
-        if n_tokens == 0 or int(batch.tokens.max()) >= self._n_vocabulary or int(batch.tokens.min()) < 0:
+        low, high = map(int, batch.tokens.aminmax()) if n_tokens else (0, -1)
+        if n_tokens == 0 or high >= self._n_vocabulary or low < 0:
             raise ContractError(
-                f"batch {batch.index} has token ids from {int(batch.tokens.min())} to {int(batch.tokens.max())}; "
+                f"batch {batch.index} has {n_tokens} tokens per lane, with ids from {low} to {high}; "
                 f"the vocabulary ends at {self._n_vocabulary - 1}."
             )
         inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)

@@ -146,8 +146,9 @@ class _Nats(torch.autograd.Function):
         h, weight, targets, exps, total = ctx.saved_tensors
         grad = grads[0][:, None]
         share = grad / total[:, None]
-        ctx.parts.products.append((exps, (h * share).to(weight.dtype), share[:, 0].abs()))
-        ctx.parts.rows.append((targets, h * -grad))
+        if ctx.needs_input_grad[1]:  # nobody fetches the parts of a frozen table
+            ctx.parts.products.append((exps, (h * share).to(weight.dtype), share[:, 0].abs()))
+            ctx.parts.rows.append((targets, h * -grad))
         return (exps @ weight).float() * share - weight[targets].float() * grad, None, None
 
 
@@ -170,8 +171,9 @@ class _WalkedNats(torch.autograd.Function):
         h, weight, targets, exps, total, back = ctx.saved_tensors
         grad = grads[0][:, None]
         share = grad / total[:, None]
-        ctx.parts.products.append((exps, h * share, share[:, 0].abs()))
-        ctx.parts.rows.append((targets, h * -grad))
+        if ctx.needs_input_grad[1]:
+            ctx.parts.products.append((exps, h * share, share[:, 0].abs()))
+            ctx.parts.rows.append((targets, h * -grad))
         return back * share - weight[targets] * grad if back is not None else None, None, None
 
 
