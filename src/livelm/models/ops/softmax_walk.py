@@ -41,7 +41,7 @@ def softmax_walk(
     """Score h against every row, and multiply the exponentials back if `back`; float32, on the CPU.
 
     `shift` is any score of each state, such as that of its target. `spare` holds `exps` of earlier walks that nobody
-    reads any more; one of this size is taken and written over, because new memory costs milliseconds of page faults.
+    reads any more; one of this size is taken and written over, because new memory is paid for in page faults.
     """
     found, highest = _walk(h, weight, shift, spare, back)
     if (highest > HIGHEST).any():  # nothing but an untrained or a broken model is that far off
