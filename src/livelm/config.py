@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,14 @@ class Settings(BaseModel):
     """Base of every group of settings: frozen, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def resolved(self) -> Self:
+        """The same with everything decided that depends on the machine: what a run records, and keeps elsewhere."""
+        return self
+
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what will go badly with these settings on this machine."""
+        return ()
 
 
 class Part(BaseModel):

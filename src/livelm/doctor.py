@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from livelm.models.ops.native import multiplies_bfloat16
+
 OPTIONAL = {
     "aiohttp": ("crawls, archives and feeds", "pip install 'livelm[web]'"),
     "nats-py": ("reads from NATS, and writes to it", "pip install 'livelm[nats]'"),
@@ -53,10 +55,12 @@ def examine() -> list[Finding]:
 
 
 def _bfloat16() -> tuple[bool, str]:
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False, "this system does not say whether its processor multiplies bfloat16"
-    if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split():
-        return True, "the processor multiplies bfloat16 natively"
-    return False, "the processor has no bfloat16 products; recipes that ask for them run in float32 speed"
+    native = multiplies_bfloat16()
+    if native is None:
+        return (
+            False,
+            "this system does not say whether its processor multiplies bfloat16; token_table = auto is float32",
+        )
+    if native:
+        return True, "the processor multiplies bfloat16 natively; token_table = auto is bfloat16"
+    return False, "no native products: token_table = auto is float32, and bfloat16 would be many times slower"

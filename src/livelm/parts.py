@@ -31,6 +31,8 @@ class Parts:
     tokenizer: Tokenizer
     model: nn.Module
     optimizer: Optimizer
+    warnings: tuple[str, ...]
+    """What a person should know about these settings on this machine."""
     rate_factor: Callable[[int, float], float]
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
 
@@ -66,7 +68,7 @@ def build_parts(recipe: Recipe) -> Parts:
         }
     )
     optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, schedule.factor)
+    return Parts(resolved, tokenizer, model, optimizer, model_settings.warnings(), schedule.factor)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
@@ -135,7 +137,7 @@ def _memory_bytes() -> int:
 
 def _resolve(registry: Any, part: Part, where: str) -> tuple[Any, Settings]:
     kind = choose(registry, part.name, f"{where}.name")
-    return kind, validate(kind.Config, part.settings(), where)
+    return kind, validate(kind.Config, part.settings(), where).resolved()
 
 
 def _part(name: str, settings: Settings) -> Part:

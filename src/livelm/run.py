@@ -209,4 +209,5 @@ def _open(
         if tree
         else run_record(parts, source, session.run)
     ]
+    session.opening += [{"kind": "warning", "at_s": round(active_s, 3), "message": said} for said in parts.warnings]
     return session

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from livelm.errors import ContractError
+from livelm.models.ops import token_table
+from livelm.models.ops.softmax_walk import SLICE_ROWS, softmax_walk, softmax_walk_reference
 from livelm.models.ops.token_table import N_AT_ONCE, GradientParts, TokenTable, gradient_parts, nats_reference
 from livelm.optim.deferred import DeferredAdagrad, DeferredReference
 
@@ -14,6 +16,12 @@ V, D = 301, 16
 TYPES = [torch.float32, torch.bfloat16]
 odd_sizes = pytest.mark.parametrize("n", [1, 7, 63, 100, N_AT_ONCE + 1])
 both_types = pytest.mark.parametrize("dtype", TYPES)
+
+
+@pytest.fixture(autouse=True, params=["by products", "walked"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds for both ways through a float32 table."""
+    monkeypatch.setattr(token_table, "WALKED", 0 if request.param == "walked" else 1 << 60)
 
 
 def make_table(dtype: torch.dtype, *, std: float = 0.3) -> TokenTable:
@@ -52,6 +60,12 @@ def backward_reference(table: TokenTable, n: int, seed: int = 0) -> tuple[Tensor
     assert output.grad is not None
     assert embedding.grad is not None
     return nats.detach(), h.grad, output.grad, embedding.grad
+
+
+def held(table: TokenTable, n: int, seed: int) -> Tensor:
+    """(V,) probabilities summed over tokens by the sizes of their weights."""
+    h, _, _ = examples(n, seed)
+    return torch.arange(n).cos().div(n).abs() @ (h @ table.weight.detach().float().T).softmax(dim=1)
 
 
 def assert_near(fast: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
@@ -116,16 +130,18 @@ def test_scoring_leaves_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[32] * 9, [1, 7, 63, 100, 7, 1, 1]])
-@pytest.mark.parametrize("every", [1, 4])
-def test_deferred_updates_equal_the_dense_reference(sizes: list[int], every: int) -> None:
+@pytest.mark.parametrize(("every", "least"), [(1, 0.0), (4, 0.0), (4, 0.002)])
+def test_deferred_updates_equal_the_dense_reference(sizes: list[int], every: int, least: float) -> None:
     table = make_table(torch.float32)
-    optimizer = build(table, every)
-    twin = DeferredReference(table.weight, rate=0.05, every=every)
+    optimizer = build(table, every, least)
+    twin = DeferredReference(table.weight, rate=0.05, every=every, least=least)
     for seed, n in enumerate(sizes):
         _, _, output, embedding = backward_reference(table, n, seed)
+        shares = held(table, n, seed)
         backward(table, n, seed)
         optimizer.step()
-        twin.step(output, torch.zeros(V, dtype=torch.bool).index_fill(0, examples(n, seed)[1], True), embedding)
+        at_once = torch.zeros(V, dtype=torch.bool).index_fill(0, examples(n, seed)[1], True)
+        twin.step(output, at_once, embedding, shares)
         torch.testing.assert_close(table.weight.detach(), twin.table, rtol=1e-4, atol=1e-4)
 
 
@@ -138,7 +154,8 @@ def test_bfloat16_updates_stay_near_the_dense_reference() -> None:
         _, _, output, embedding = backward_reference(table, 63, seed)
         backward(table, 63, seed)
         optimizer.step()
-        twin.step(output, torch.zeros(V, dtype=torch.bool).index_fill(0, examples(63, seed)[1], True), embedding)
+        at_once = torch.zeros(V, dtype=torch.bool).index_fill(0, examples(63, seed)[1], True)
+        twin.step(output, at_once, embedding, torch.ones(V))
     master = optimizer.state[table.weight]["master"]
     assert torch.equal(master.to(torch.bfloat16), table.weight)
     assert (master - twin.table).norm() < 0.02 * (twin.table - start).norm()
@@ -156,6 +173,62 @@ def test_predicted_rows_learn_at_once_and_others_later() -> None:
         optimizer.step()
         moved = (table.weight != start).any(dim=1)
         assert torch.equal(moved, at_once if step < 2 else torch.ones_like(moved))
+
+
+@both_types
+def test_rows_that_hold_next_to_no_probability_do_not_wait(dtype: torch.dtype) -> None:
+    table = make_table(dtype, std=0.01)
+    with torch.no_grad():
+        table.weight[200:] = -30 * examples(7)[0].sign().mean(dim=0).to(dtype)  # against every state, most of all
+    start = table.weight.detach().clone()
+    shares = held(table, 7, 0)
+    optimizer = build(table, every=1, least=1e-4)
+    backward(table, 7)
+    optimizer.step()
+    named = torch.zeros(V, dtype=torch.bool).index_fill(0, torch.cat(examples(7)[1:]), True)
+    stays = (shares < 0.9e-4 * shares[~named].sum()) & ~named
+    assert 0 < stays.sum() < V
+    assert torch.equal(table.weight[stays], start[stays])
+    assert (table.weight != start).any(dim=1)[:100].all()
+
+
+def test_extreme_logits_of_a_walked_table_stay_finite() -> None:
+    table = make_table(torch.float32, std=30.0)
+    h, targets, _ = examples(63)
+    h = (h * 100).requires_grad_()
+    nats = table.nats(h, targets)
+    nats.mean().backward()
+    torch.testing.assert_close(nats, nats_reference(h, table.weight, targets), rtol=1e-5, atol=1e-2)
+    assert h.grad is not None
+    assert h.grad.isfinite().all()
+    assert gradient_parts(table.weight).dense(table.weight).isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1, 16, 33])
+def test_a_walk_equals_its_products_with_any_number_of_threads(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    weight = torch.randn(2 * SLICE_ROWS + 5, 10, generator=generator)
+    h, used = torch.randn(n, 10, generator=generator), torch.full((-(-n // 32) * 32, len(weight)), torch.nan)
+    shift = h @ weight[3]
+    n_threads, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(softmax_walk(h, weight, shift, [used.T.contiguous().T], back=True))
+    finally:
+        torch.set_num_threads(n_threads)
+    alone, together = ((f.exps, f.totals, f.back) for f in found)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    truth = softmax_walk_reference(h.double(), weight.double(), shift.double())
+    for fast, plain in zip(alone, truth, strict=True):
+        torch.testing.assert_close(fast.double(), plain, rtol=1e-4, atol=1e-6 * plain.abs().max().item())
+
+
+def test_states_that_are_not_numbers_are_scored_as_such() -> None:
+    h, targets, _ = examples(7)
+    h[3] = torch.nan
+    nats = make_table(torch.float32).nats(h, targets)
+    assert nats.isfinite().tolist() == [i != 3 for i in range(7)]
 
 
 def test_an_ordinary_gradient_is_refused() -> None:
@@ -235,5 +308,5 @@ def test_a_learned_pattern_is_predicted() -> None:
         assert table.nats(h, targets).mean() < 1.0
 
 
-def build(table: TokenTable, every: int) -> DeferredAdagrad:
-    return DeferredAdagrad([{"params": [table.weight], "lr": 0.05}], every=every)
+def build(table: TokenTable, every: int, least: float = 0.0) -> DeferredAdagrad:
+    return DeferredAdagrad([{"params": [table.weight], "lr": 0.05}], every=every, least=least)

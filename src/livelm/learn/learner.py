@@ -126,7 +126,7 @@ class Learner:
         torch.set_rng_state(state["random"])
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take only the weights. Raises CheckpointError naming missing, extra and misshapen tensors."""
+        """Take only the weights. Raises CheckpointError naming missing and extra tensors, and those of another form."""
         own, given = self.model.state_dict(), state["model"]
         faults = [f"{name} is missing" for name in own.keys() - given.keys()]
         faults += [f"{name} is unknown" for name in given.keys() - own.keys()]
@@ -134,6 +134,11 @@ class Learner:
             f"{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
             for name in own.keys() & given.keys()
             if own[name].shape != given[name].shape
+        ]
+        faults += [
+            f"{name} is {given[name].dtype}, not {own[name].dtype}"
+            for name in own.keys() & given.keys()
+            if own[name].dtype != given[name].dtype
         ]
         if faults:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
@@ -144,9 +149,10 @@ class Learner:
         n_lanes, n_tokens = batch.tokens.shape
         if n_lanes != len(self._last):
             raise ContractError(f"batch {batch.index} has {n_lanes} lanes, the learner {len(self._last)}.")
-        if n_tokens == 0 or int(batch.tokens.max()) >= self._n_vocabulary or int(batch.tokens.min()) < 0:
+        low, high = map(int, batch.tokens.aminmax()) if n_tokens else (0, -1)
+        if n_tokens == 0 or high >= self._n_vocabulary or low < 0:
             raise ContractError(
-                f"batch {batch.index} has token ids from {int(batch.tokens.min())} to {int(batch.tokens.max())}; "
+                f"batch {batch.index} has {n_tokens} tokens per lane, with ids from {low} to {high}; "
                 f"the vocabulary ends at {self._n_vocabulary - 1}."
             )
         inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)

@@ -1,7 +1,7 @@
 """A transformer that carries the keys and values of the last tokens from one batch to the next."""
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from livelm.config import Settings
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
+from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.token_table import TokenTable
 from livelm.types import State
 
@@ -45,8 +46,9 @@ class TransformerConfig(Settings):
     """Tuneable rank: one (d_head, rank) matrix per layer maps queries and keys of every head; even."""
     tied: bool = False
     """Use the token table as the output matrix too."""
-    token_table: Literal["plain", "float32", "bfloat16"] = "plain"
-    """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors."""
+    token_table: Literal["plain", "auto", "float32", "bfloat16"] = "plain"
+    """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors.
+    `auto` becomes bfloat16 where the processor multiplies it natively, else float32; a run keeps what it became."""
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
     ngram_rows: Positive = 32_768
@@ -67,6 +69,21 @@ class TransformerConfig(Settings):
         if any(a >= b for a, b in pairwise(self.ngrams)):
             raise ValueError(f"ngrams={list(self.ngrams)} must be orders in rising order, each once")
         return self
+
+    def resolved(self) -> Self:
+        """The same with the type of the table decided for this machine."""
+        if self.token_table != "auto":
+            return self
+        return self.model_copy(update={"token_table": str(table_type()).removeprefix("torch.")})
+
+    def warnings(self) -> tuple[str, ...]:
+        """Says when the table has a type that this machine is slow at."""
+        if self.token_table == "bfloat16" and multiplies_bfloat16() is False:
+            return (
+                "model.token_table is bfloat16, which this processor does not multiply natively: it will take many "
+                "times as long as float32. A new run with model.token_table=auto takes float32 here.",
+            )
+        return ()
 
     @property
     def d_head(self) -> int:
@@ -278,7 +295,7 @@ def _embedding(config: TransformerConfig, n_vocabulary: int) -> nn.Embedding | T
     # A tied table scores a token's own row with std * d_model: 1 keeps the first loss at ln V even for small V.
     std = min(0.02, 1 / config.d_model) if config.tied else 0.02
     if config.token_table != "plain":
-        dtype = torch.bfloat16 if config.token_table == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if config.resolved().token_table == "bfloat16" else torch.float32
         return TokenTable(n_vocabulary, config.d_model, std=std, scale=config.d_model**0.5, dtype=dtype)
     embedding = nn.Embedding(n_vocabulary, config.d_model)
     nn.init.normal_(embedding.weight, std=std)

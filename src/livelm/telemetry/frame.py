@@ -222,9 +222,10 @@ def _curve(fold: Fold, width: int, height: int, glyphs: Glyphs) -> list[Text]:
         value = high - (i + 0.5) / plot_height * (high - low)
         line = Text(f"{value:5.2f} " if labelled else " " * 6, _DIM)
         here = marked.get(i, [])
-        for blank, cells in groupby(row, " ".__eq__):  # one span for many cells: each costs time in every frame
+        # one span for many cells, or for all: each costs time in every frame
+        for blank, cells in groupby(row, " ".__eq__) if here else [(False, row)]:
             run = "".join(cells)
-            line.append(*((glyphs.level * len(run), _COLOURS[here[0]]) if here and blank else (run, _MODEL)))
+            line.append(*((glyphs.level * len(run), _COLOURS[here[0]]) if blank else (run, _MODEL)))
         lines.append(line.append(" " + " ".join(NAMES[k] for k in here), _COLOURS[here[0]] if here else ""))
     end = amount(points[-1].n_bytes, "B")
     axis = "0 " + glyphs.rule * max(0, plot_width - len(end) - 3) + " " + end

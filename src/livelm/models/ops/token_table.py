@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from livelm.models.ops.softmax_walk import softmax_walk
+
 N_AT_ONCE = 128
 """Tokens per pass over the table: bounds what scoring a long text holds to this many rows of logits."""
+WALKED = 1 << 20
+"""Numbers in a float32 table from which on it is walked: a smaller one gains less than compiling the walk costs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,12 +23,15 @@ class GradientParts:
     Adding it up costs a (V, D) tensor per update; an optimizer that knows the parts can wait, or touch a few rows.
     """
 
-    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(N, V) and (N, D) pairs in the type of the table. Whoever takes them may overwrite them."""
+    products: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """(N, V) and (N, D) factors in the type of the table, which whoever takes them may overwrite, and (N,) float32
+    `shares`: `left` times them are the probabilities, each times the size of its token's part in the loss."""
     rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(N,) numbers of predicted rows, which may repeat, and the (N, D) float32 gradients to add to them."""
     reads: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """The same for rows that were looked up; apart, because their gradients have another size."""
+    spare: list[Tensor] = field(default_factory=list)
+    """Left factors that were learned: memory for new ones."""
 
     def clear(self) -> None:
         """Forget everything, as `zero_grad` does."""
@@ -33,7 +40,7 @@ class GradientParts:
     def dense(self, table: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
         """The same gradient as one float32 tensor: the slow twin, and what a plain optimizer would take as `grad`."""
         total = torch.zeros(table.shape, device=table.device)
-        for left, right in self.products:
+        for left, right, _ in self.products:
             total += left.float().T @ right.float()
         for rows, values in self.rows + self.reads:
             total.index_add_(0, rows, values)
@@ -53,8 +60,9 @@ def gradient_parts(table: nn.Parameter) -> GradientParts:
 class TokenTable(nn.Module):
     """Token embedding and tied output head in one (V, D) table, for vocabularies that dominate the model.
 
-    In bfloat16 the products run on the CPU's bfloat16 units and read half the memory. Sums over the vocabulary
-    are float32 throughout; `optim.DeferredAdagrad` keeps the float32 master copy of the table.
+    In bfloat16 the products run on the CPU's bfloat16 units and read half the memory; sums over the vocabulary are
+    float32 throughout, and `optim.DeferredAdagrad` keeps the float32 master copy of the table. In float32 a large
+    table is walked once (`softmax_walk`) for scores and gradient of h together.
     """
 
     def __init__(
@@ -82,7 +90,9 @@ class TokenTable(nn.Module):
         """-ln softmax(h W')[target] over the whole vocabulary, float32; gradients reach h and `gradient_parts`."""
         rows, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
         pieces = zip(rows.split(N_AT_ONCE), flat.split(N_AT_ONCE), strict=True)
-        scored = [_Nats.apply(piece, self.weight, wanted) for piece, wanted in pieces]
+        walked = self.weight.dtype == torch.float32 and self.weight.is_cpu and self.weight.numel() >= WALKED
+        function = _WalkedNats if walked else _Nats
+        scored = [function.apply(piece, self.weight, wanted) for piece, wanted in pieces]
         return torch.cat(scored).view(targets.shape)  # type: ignore[arg-type]
 
 
@@ -136,9 +146,35 @@ class _Nats(torch.autograd.Function):
         h, weight, targets, exps, total = ctx.saved_tensors
         grad = grads[0][:, None]
         share = grad / total[:, None]
-        ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
-        ctx.parts.rows.append((targets, h * -grad))
+        if ctx.needs_input_grad[1]:  # nobody fetches the parts of a frozen table
+            ctx.parts.products.append((exps, (h * share).to(weight.dtype), share[:, 0].abs()))
+            ctx.parts.rows.append((targets, h * -grad))
         return (exps @ weight).float() * share - weight[targets].float() * grad, None, None
+
+
+class _WalkedNats(torch.autograd.Function):
+    """The same from one walk over the table, whose scores are taken relative to the target's."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: nn.Parameter, targets: Tensor) -> Tensor:
+        parts = gradient_parts(weight)
+        score = (h * weight[targets]).sum(dim=1)
+        walked = softmax_walk(h.contiguous(), weight, score, parts.spare, back=ctx.needs_input_grad[0])
+        target = score - walked.shift
+        total = (walked.totals - walked.exps.gather(1, targets[:, None])[:, 0]).clamp_(min=0) + target.exp()
+        ctx.save_for_backward(h, weight, targets, walked.exps, total, walked.back)
+        ctx.parts = parts
+        return total.log() - target
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        h, weight, targets, exps, total, back = ctx.saved_tensors
+        grad = grads[0][:, None]
+        share = grad / total[:, None]
+        if ctx.needs_input_grad[1]:
+            ctx.parts.products.append((exps, h * share, share[:, 0].abs()))
+            ctx.parts.rows.append((targets, h * -grad))
+        return back * share - weight[targets] * grad if back is not None else None, None, None
 
 
 def _row_sums(x: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
