@@ -7,18 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from livelm.config import Part, Recipe, Settings, choose, validate
+from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
 from livelm.errors import ConfigError
 from livelm.learn import Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
 from livelm.types import Record, Source, Tokenizer
+
+if TYPE_CHECKING:
+    from livelm.telemetry.signals.monitor import Monitor
 
 VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
 
@@ -39,6 +42,14 @@ class Parts:
         shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
         return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
 
+    def monitor(self) -> "Monitor | None":
+        """What measures the signals of the stream; None where the recipe wants none."""
+        settings = self.recipe.signals
+        if not settings.window_bytes:
+            return None
+        make = load_optional("livelm.telemetry.signals.monitor:Monitor", None, "[signals]")  # a second to load
+        return make(settings, self.tokenizer, self.recipe.feed.lanes)
+
 
 def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
@@ -56,6 +67,11 @@ def build_parts(recipe: Recipe) -> Parts:
         raise ConfigError(
             f"schedule.name is {recipe.schedule.name!r}, which falls towards the end of a budget, but there is none. "
             "Give --for, or take schedule.name=constant."
+        )
+    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
+        raise ConfigError(
+            f"signals.gate is {recipe.signals.gate!r} with feed.lanes={recipe.feed.lanes}: an update learns from all lanes "
+            "at once, so one lane cannot be refused. Set feed.lanes=1, or signals.gate=off."
         )
     resolved = recipe.model_copy(
         update={
