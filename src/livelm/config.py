@@ -116,8 +116,8 @@ class SignalsSettings(Settings):
     """What is measured of the stream beside its cost, when that is an alarm, and a gate before learning."""
 
     window_bytes: int = Field(default=0, ge=0, le=16384)
-    """Bytes of a window that K, C and S are measured on, 64 or more (512 to 1024 for a gate, 1024 to 4096 else); 0: nothing is measured."""
-    drift: float = Field(default=20.0, gt=4)
+    """Bytes of a window that K, C and S are measured on: 512 for a gate, 1024 to 4096 else, at least 64; 0: none."""
+    drift: float = Field(default=12.0, gt=4)
     """Page and Hinkley's threshold of a drift alarm, in standard deviations of the signal summed over windows."""
     spike: float = Field(default=6.0, gt=0)
     """Standard deviations by which a single window must stand out to be a spike."""
@@ -139,7 +139,7 @@ class SignalsSettings(Settings):
         if self.gate != "off" and not self.window_bytes:
             raise ValueError(f"gate={self.gate!r} follows windows, but window_bytes is 0; set it, say to 1024")
         if self.gate_close == self.gate_open:
-            raise ValueError(f"gate_close and gate_open are both {self.gate_open}; apart, so that the gate does not flap")
+            raise ValueError(f"gate_close and gate_open are both {self.gate_open}; set them apart, or it flaps")
         return self
 
 

@@ -53,6 +53,11 @@ class Parts:
 
 def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
+    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
+        raise ConfigError(
+            f"signals.gate is {recipe.signals.gate!r} and feed.lanes is {recipe.feed.lanes}: lanes learn together, so "
+            "none of them can be refused alone. Take feed.lanes=1, or signals.gate=off."
+        )
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
@@ -67,11 +72,6 @@ def build_parts(recipe: Recipe) -> Parts:
         raise ConfigError(
             f"schedule.name is {recipe.schedule.name!r}, which falls towards the end of a budget, but there is none. "
             "Give --for, or take schedule.name=constant."
-        )
-    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
-        raise ConfigError(
-            f"signals.gate is {recipe.signals.gate!r} with feed.lanes={recipe.feed.lanes}: an update learns from all lanes "
-            "at once, so one lane cannot be refused. Set feed.lanes=1, or signals.gate=off."
         )
     resolved = recipe.model_copy(
         update={

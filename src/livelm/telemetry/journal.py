@@ -1,8 +1,8 @@
 """The one journal: JSON lines, written in order, from which every number and picture is folded.
 
-Facts (`run document scored update signals alarm gate`) carry `seq` and are reproducible bit for bit. Observations (`spans memory
-source baseline saved resumed warning stopped`) carry `at_s`, the seconds of active run time, and depend on the
-machine.
+Facts (`run document scored update signals alarm gate`) carry `seq` and are reproducible bit for bit. Observations
+(`spans memory source baseline saved resumed warning stopped`) carry `at_s`, the seconds of active run time, and depend
+on the machine.
 """
 
 import json

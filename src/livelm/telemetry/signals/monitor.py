@@ -87,15 +87,12 @@ class Monitor:
         batches, self._batches = self._batches, []
         if not batches:
             return
-        tokens, graded, n_bytes = (
-            torch.cat([getattr(batch, name) for batch, _ in batches], dim=1)
-            for name in ("tokens", "graded", "n_bytes")
-        )
-        nats = torch.cat([costs for _, costs in batches], dim=1)
+        parts = [(b.tokens.numpy(), b.graded.numpy(), b.n_bytes.numpy(), costs.numpy()) for b, costs in batches]
+        tokens, graded, n_bytes, nats = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         for number, lane in enumerate(self._lanes):
             kept = graded[number]
             text = self._tokenizer.decode(tokens[number][kept].tolist())
-            lane.add(text, n_bytes[number][kept].numpy(), nats[number][kept].numpy())
+            lane.add(text, n_bytes[number][kept], nats[number][kept])
 
     def _records(self, lane: "_Lane", where: Record, text: bytes, nats: NDArray[np.float64]) -> list[Record]:
         found = self._measure.window(text, nats)
