@@ -19,6 +19,7 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.looped", "equal", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-equal"], SHAKESPEARE),
     (["bench.signals", "--keep"], SHAKESPEARE),
     (["bench.gate", str(SHAKESPEARE), "--keep"], SHAKESPEARE),
+    (["bench.gate", str(SHAKESPEARE), "--kinds", "line", "--gate", "low", "--keep"], SHAKESPEARE),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),
     (["bench.crawl", "--keep"], PAGES),

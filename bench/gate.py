@@ -5,7 +5,6 @@ Each seed has its own text and its own garbage.
 """
 
 import argparse
-import base64
 import copy
 import json
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import keep
+from bench.signals import stretch
 from livelm.config import Recipe, load_recipe
 from livelm.feed import batches
 from livelm.learn import Learner
@@ -25,22 +25,12 @@ from livelm.sources import open_sources
 from livelm.telemetry.signals.monitor import Monitor
 from livelm.types import Batch, Scored
 
-GATE = {"complexity": [], "disorder": ["signals.gate_close=0.74", "signals.gate_open=0.72"]}
-"""The gate's settings by the signal it follows; the defaults are those of `complexity`."""
-
-
-def make_garbage(kind: str, n_bytes: int, chooser: random.Random) -> bytes:
-    """What teaches nothing: bytes without any order, or one line again and again."""
-    match kind:
-        case "random":
-            return chooser.randbytes(n_bytes)
-        case "base64":
-            return base64.encodebytes(chooser.randbytes(n_bytes))[:n_bytes]
-        case "hex":
-            return chooser.randbytes(n_bytes // 2).hex().encode()
-        case "repetition":
-            return (b"%d all work and no play makes it dull\n" % chooser.randrange(10**6) * n_bytes)[:n_bytes]
-    raise ValueError(f"there is no garbage called {kind!r}")
+GATES = {
+    "high": ["signals.gate=complexity"],
+    "low": ["signals.gate=complexity", "signals.gate_close=0.08", "signals.gate_open=0.15"],
+    "disorder": ["signals.gate=disorder", "signals.gate_close=0.74", "signals.gate_open=0.72"],
+}
+"""The default against what has no order; against what only repeats; against what has none in a small alphabet too."""
 
 
 @dataclass
@@ -117,14 +107,14 @@ def measure(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """The rows of one seed."""
     n_text = arguments.before + arguments.after
     text = arguments.file.read_bytes()[seed * n_text : (seed + 1) * n_text]
-    changes = ["signals.window_bytes=512", f"signals.gate={arguments.gate}", f"run.seed={seed}"]
-    recipe = load_recipe(None, "tiny", [*GATE[arguments.gate], *changes, *arguments.changes])
+    changes = ["signals.window_bytes=512", f"run.seed={seed}", *GATES[arguments.gate], *arguments.changes]
+    recipe = load_recipe(None, "tiny", changes)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(recipe, text, arguments.before, Path(folder))
         clean = trial.arm(b"", gated=False)
         for kind in arguments.kinds:
-            garbage = make_garbage(kind, arguments.garbage, random.Random(seed))
+            garbage = stretch(kind, arguments.garbage, random.Random(seed))
             for gated in (False, True):
                 t = trial.arm(garbage, gated)
                 # the first batch after the garbage may differ by a few bytes, since garbage moves the boundaries
@@ -140,8 +130,8 @@ def main() -> None:
     """Parse the command line, run every seed, print what the gate gains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="any text of some hundred kilobytes")
-    parser.add_argument("--kinds", nargs="+", default=["random", "base64"])
-    parser.add_argument("--gate", choices=sorted(GATE), default="complexity")
+    parser.add_argument("--kinds", nargs="+", default=["random", "base64"], help="classes of bench.signals")
+    parser.add_argument("--gate", choices=sorted(GATES), default="high")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--before", type=int, default=40_000)
     parser.add_argument("--garbage", type=int, default=20_000)
@@ -161,7 +151,7 @@ def main() -> None:
               f"{figures[kind]['gain']:+.4f} (sd {figures[kind]['gain_sd']})")  # fmt: skip
     if arguments.keep:
         question = "Does a gate before learning help the text that follows garbage?"
-        keep("gate", question, figures, rows)
+        keep(f"gate-{arguments.gate}", question, figures, rows)
 
 
 if __name__ == "__main__":

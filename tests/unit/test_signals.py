@@ -19,6 +19,7 @@ from livelm.config import SignalsSettings, load_recipe
 from livelm.errors import ConfigError, ContractError
 from livelm.parts import build_parts
 from livelm.telemetry.fold import Fold
+from livelm.telemetry.frame import ASCII, frame
 from livelm.telemetry.signals.drift import DriftDetector
 from livelm.telemetry.signals.formulas import Measure, measure_reference
 from livelm.telemetry.signals.gate import Gate
@@ -284,6 +285,9 @@ def test_the_fold_counts_windows_alarms_and_what_was_refused() -> None:
     assert (found["n_windows"], found["n_drifts"], found["n_spikes"]) == (2, 1, 0)
     assert found["ranges"]["negentropy"] == {"latest": 0.0, "mean": 0.4375, "least": 0.0, "greatest": 0.875}
     assert found["latest_alarms"][0]["n_bytes"] == 10
+    text = "\n".join(line.plain for line in frame(fold, 120, 40, ASCII))
+    assert "0.00 0.19 0.50" in text
+    assert "drift of complexity up at 10 B" in text
     assert (found["n_refused_updates"], found["n_refused_bytes"], found["gate_closed"]) == (3, 30, False)
     json.dumps(found)
 
