@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from livelm.errors import ConfigError, Unavailable
 
@@ -120,6 +120,37 @@ class SpoolSettings(Settings):
     """Most bytes on disk; the oldest that a checkpoint no longer needs go first, then the source waits."""
 
 
+class SignalsSettings(Settings):
+    """What is measured of the stream beside its cost, when that is an alarm, and a gate before learning."""
+
+    window_bytes: int = Field(default=0, ge=0, le=16384)
+    """Bytes of a window that K, C and S are measured on: 512 for a gate, 1024 to 4096 else, at least 64; 0: none."""
+    drift: float = Field(default=12.0, gt=4)
+    """Page and Hinkley's threshold of a drift alarm, in standard deviations of the signal summed over windows."""
+    spike: float = Field(default=6.0, gt=0)
+    """Standard deviations by which a single window must stand out to be a spike."""
+    burn_in: int = Field(default=10, ge=0)
+    """Windows that only teach what is usual, at first and after a drift; nor can they close the gate."""
+    gate: Literal["off", "complexity", "disorder", "negentropy"] = "off"
+    """The signal of the input that the gate follows; while it is closed the stream is graded but not learned from."""
+    gate_close: float = 0.54
+    """The gate closes when the mean of its signal reaches this."""
+    gate_open: float = 0.5
+    """It opens when the mean has come back to this; above `gate_close`, low values close it instead of high ones."""
+    gate_decay: float = Field(default=0.2, ge=0, lt=1)
+    """Decay per window of that mean; 0: each window alone."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if 0 < self.window_bytes < 64:
+            raise ValueError(f"window_bytes={self.window_bytes} is too short to say anything; take 64 or more, or 0")
+        if self.gate != "off" and not self.window_bytes:
+            raise ValueError(f"gate={self.gate!r} follows windows, but window_bytes is 0; set it, say to 1024")
+        if self.gate_close == self.gate_open:
+            raise ValueError(f"gate_close and gate_open are both {self.gate_open}; set them apart, or it flaps")
+        return self
+
+
 class Recipe(Settings):
     """Everything that decides what a run does."""
 
@@ -134,6 +165,7 @@ class Recipe(Settings):
     learn: LearnSettings = LearnSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     spool: SpoolSettings = SpoolSettings()
+    signals: SignalsSettings = SignalsSettings()
 
 
 SIZES = ("tiny", "small", "base")

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from livelm.config import Part, Recipe, Settings, choose, validate
+from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
 from livelm.errors import ConfigError
 from livelm.learn import Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
 from livelm.types import Record, Source, Tokenizer
+
+if TYPE_CHECKING:
+    from livelm.telemetry.signals.monitor import Monitor
 
 VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
 
@@ -41,9 +44,22 @@ class Parts:
         shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
         return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
 
+    def monitor(self) -> "Monitor | None":
+        """What measures the signals of the stream; None where the recipe wants none."""
+        settings = self.recipe.signals
+        if not settings.window_bytes:
+            return None
+        make = load_optional("livelm.telemetry.signals.monitor:Monitor", None, "[signals]")  # a second to load
+        return make(settings, self.tokenizer, self.recipe.feed.lanes)
+
 
 def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
+    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
+        raise ConfigError(
+            f"signals.gate is {recipe.signals.gate!r} and feed.lanes is {recipe.feed.lanes}: lanes learn together, so "
+            "none of them can be refused alone. Take feed.lanes=1, or signals.gate=off."
+        )
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)

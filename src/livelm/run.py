@@ -34,8 +34,11 @@ def learn(session: Session) -> Iterator[Record]:
             yield from document_records(batch)
             yield scored_record(scored)  # written before anything is learned
             s.graded.append(batch)
-        with clock.span("update"):
-            update = learner.update(scored)  # only now may anything change
+            if s.monitor is not None:
+                yield from s.monitor.take(scored)
+        refusal = None if s.monitor is None else s.monitor.refusal
+        with clock.span("update"):  # only now may anything change
+            update = learner.update(scored) if refusal is None else learner.refuse(scored, refusal)
         with clock.span("journal"):
             yield update_record(update)
             s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
@@ -181,8 +184,11 @@ def _open(
             n_bytes=None if extra.n_bytes is None else n_bytes + extra.n_bytes,
         )
     learner = parts.learner(lambda: session.elapsed())
+    monitor = parts.monitor()
     if tree:
         learner.load_state_dict(tree["learner"])
+    if tree and monitor is not None:
+        monitor.load_state_dict(tree["signals"])
     clock = Clock(active_s)
     session = Session(
         folder=folder,
@@ -193,6 +199,7 @@ def _open(
         feed=Prefetch(lambda: batches(source, parts.tokenizer, recipe.feed, cursor), recipe.feed.prefetch),
         journal=Journal(folder.journal_path, **(tree["journal"] if tree else {})),
         graded=GradedBytes(folder.graded, parts.tokenizer, recipe.feed.lanes, tree["graded"] if tree else None),
+        monitor=monitor,
         clock=clock,
         budget=budget,
         run=tree["run"] if tree else uuid4().hex,

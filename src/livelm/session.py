@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from livelm.config import Budget
 from livelm.evaluate.baselines import BaselineWorker
@@ -19,6 +19,9 @@ from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
 from livelm.types import Acknowledging, Batch, Observed, Record, Source
+
+if TYPE_CHECKING:  # compiled code, loaded only where a recipe wants signals
+    from livelm.telemetry.signals.monitor import Monitor
 
 FINISH_S = 60.0
 """How long the end of a run waits for its last baselines."""
@@ -57,6 +60,7 @@ class Session:
     feed: Prefetch
     journal: Journal
     graded: GradedBytes
+    monitor: "Monitor | None"
     clock: Clock
     budget: Budget
     run: str
@@ -120,6 +124,7 @@ class Session:
             "feed": self.cursor.to_json() if self.cursor else None,
             "journal": {"position": self.journal.position, "seq": self.journal.seq},
             "graded": self.graded.state_dict(),
+            "signals": None if self.monitor is None else self.monitor.state_dict(),
             "active_s": self.clock.active_s,
             "n_bytes": self.n_bytes,
             "n_batches": self.n_batches,

@@ -138,6 +138,10 @@ CASES = {
     "muon": ["optimizer.name=muon"],
     "inverse square root": ["schedule.name=inverse_sqrt", "schedule.warmup=5", "schedule.hold=9"],
     "bpe": ["tokenizer.name=bpe", "tokenizer.file=BPE"],
+    "signals and gate": [
+        *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
+        *("signals.gate_close=0.35", "signals.gate_open=0.34"),
+    ],
     "bpe, three lanes, n-grams": ["tokenizer.name=bpe", "tokenizer.file=BPE", "feed.lanes=3", *NGRAMS],
 }
 
@@ -158,7 +162,9 @@ def test_stopping_twice_anywhere_equals_never_stopping(
     if "bpe" not in case:
         assert sorted((whole / "graded.bytes").read_bytes()) == sorted(graded())
     assert len(expected) > 25
-    for k in [1, 2, 3, *range(4, len(expected) - 12, 9 if "lanes" in case else 17)]:
+    assert ("gate" in case) == any(b'"kind":"gate"' in line for line in expected)
+    step = 9 if "lanes" in case else 34 if "gate" in case else 17
+    for k in [1, 2, 3, *range(4, len(expected) - 12, step)][2 * ("gate" in case) :]:
         run = lived(tmp_path / f"stopped-{k}", settings, [k, 1 + k % 7])
         assert facts(run) == expected, f"died at record {k}"
         assert (run / "graded.bytes").read_bytes() == (whole / "graded.bytes").read_bytes()

@@ -62,6 +62,10 @@ def test_recipe_keys() -> None:
         "learn": ["clip", "explosion"],
         "checkpoint": ["every_s", "keep"],
         "spool": ["max_bytes", "segment_bytes"],
+        "signals": [
+            *("burn_in", "drift", "gate", "gate_close", "gate_decay", "gate_open"),
+            *("spike", "window_bytes"),
+        ],
     }
 
 
@@ -107,6 +111,12 @@ FIELDS = {
     "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
     "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},
     "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
+    "signals": {
+        "batch", "bits_per_byte", "complexity", "disorder", "divergence", "kind", "lane", "n_bytes", "n_tokens",
+        "negentropy", "prediction_complexity", "prediction_negentropy", "seq", "symbiosis",
+    },
+    "alarm": {"alarm", "batch", "before", "direction", "kind", "lane", "n_windows", "now", "seq", "signal"},
+    "gate": {"batch", "closed", "kind", "lane", "mean", "seq"},
     "spans": {"at_s", "journal_s", "kind", "save_s", "score_s", "update_s", "wait_s"},
     "memory": {"at_s", "kind", "resident_bytes"},
     "source": {"at_s", "kind", "said"},

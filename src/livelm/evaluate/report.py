@@ -11,6 +11,8 @@ from rich.text import Text
 
 from livelm.telemetry.fold import COMPRESSORS, SPANS, Fold
 from livelm.telemetry.frame import NAMES, about, amount, bits, counted, duration, printable
+from livelm.telemetry.seen import NAMES as SIGNALS
+from livelm.telemetry.seen import SignalsSeen
 
 _HEAD = "bold"
 _DIM = "bright_black"
@@ -25,6 +27,10 @@ def show_table(fold: Fold) -> RenderableType:
         parts.append(_spans(fold))
     if fold.surprises(1):
         parts.append(_surprising(fold))
+    if fold.signals.n_windows:
+        parts.append(_signals(fold.signals))
+    if fold.signals.alarms:
+        parts.append(_alarms(fold.signals))
     parts += [Text(f"! {printable(warning)}", "bold yellow") for warning in fold.warnings]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
@@ -161,11 +167,33 @@ def _surprising(fold: Fold) -> Table:
     return table
 
 
+def _signals(seen: SignalsSeen) -> Table:
+    title = f"signals of {counted(seen.n_windows, 'window')}"
+    if seen.n_closed:
+        state = "closed" if seen.gate_closed else "open"
+        refused = f"{amount(seen.n_refused_bytes, 'B')} in {counted(seen.n_refused, 'update')} not learned"
+        title += f"; the gate is {state}, closed {counted(seen.n_closed, 'time')}: {refused}"
+    table = _table(title, "signal", "latest", "mean", "least", "greatest")
+    for name, values in seen.ranges.items():
+        table.add_row(SIGNALS[name], *(f"{value:.3f}" for value in values))
+    return table
+
+
+def _alarms(seen: SignalsSeen) -> Table:
+    counts = (counted(seen.n_alarms[alarm], alarm) for alarm in ("drift", "spike"))
+    table = _table(f"latest alarms, of {' and '.join(counts)}", "alarm", "at", "signal", "before", "then")
+    for a in seen.alarms:
+        signal = printable(SIGNALS.get(a.signal, a.signal))
+        table.add_row(f"{printable(a.alarm)} {printable(a.direction)}", amount(a.n_bytes, "B"), signal,
+                      f"{a.before:.3f}", f"{a.now:.3f}")  # fmt: skip
+    return table
+
+
 def _table(title: str, *columns: str) -> Table:
     """A table with numbers to the right; the first column, and those named so, hold words."""
     table = Table(title=Text(title, _HEAD), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style=_DIM)
     for column in columns:
-        words = column in ("run", "model", "document")
+        words = column in ("run", "model", "document", "signal", "alarm")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
     return table
 

@@ -83,11 +83,7 @@ class Learner:
 
     def update(self, scored: Scored) -> Update:
         """Learn from what was just scored. Raises ContractError for anything else, or for the same thing twice."""
-        if not isinstance(scored, Scored) or scored.seal is not self._seal:
-            raise ContractError(f"update takes what this learner scored, not {type(scored).__name__}.")
-        if scored.spent or scored is not self._pending:
-            raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
-        scored.spent, self._pending = True, None
+        self._spend(scored)
         set_rates(self.optimizer, self._rate_factor(self.n_updates))
         norm, skipped = 0.0, None
         if scored.n_tokens:
@@ -97,6 +93,13 @@ class Learner:
                 self.optimizer.step()
         self.n_updates += 1
         return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
+
+    def refuse(self, scored: Scored, reason: str) -> Update:
+        """Learn nothing from what was just scored, and say why; the lanes have read it. Raises as `update` does."""
+        self._spend(scored)
+        set_rates(self.optimizer, self._rate_factor(self.n_updates))
+        self.n_updates += 1  # as for every update that is skipped
+        return Update(scored.batch.index, math.nan, self.optimizer.param_groups[0]["lr"], reason)
 
     def drop(self, scored: Scored) -> None:
         """Score without learning (`eval`): forget the graph."""
@@ -143,6 +146,13 @@ class Learner:
         if faults:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
         self.model.load_state_dict(given)
+
+    def _spend(self, scored: Scored) -> None:
+        if not isinstance(scored, Scored) or scored.seal is not self._seal:
+            raise ContractError(f"update takes what this learner scored, not {type(scored).__name__}.")
+        if scored.spent or scored is not self._pending:
+            raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
+        scored.spent, self._pending = True, None
 
     def _grade(self, batch: Batch) -> tuple[Tensor, float, Tensor]:
         """(B, T) nats in float64 (0 where not graded), their sum, and the mean nats per graded token with its graph."""

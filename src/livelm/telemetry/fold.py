@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from livelm.errors import JournalError
+from livelm.telemetry.seen import SignalsSeen
 from livelm.telemetry.surprises import Surprise, Surprises
 
 SCHEMA = 1
@@ -74,6 +75,8 @@ class Fold:
         self.checkpoint: tuple[float, str] | None = None
         """(active seconds, folder) of the newest checkpoint."""
         self.stop_reason: str | None = None
+        self.signals = SignalsSeen()
+        self._latest_bytes = 0  # of the batch scored last
         self._recent_bits = self._recent_bytes = 0.0
         self._spanned_bytes = self._spanned_documents = 0  # totals when the last spans record came
         self._curve = _Curve()
@@ -187,6 +190,7 @@ class Fold:
             "seed": self.recipe("run", "seed"),
             "stream": (self.run or {}).get("stream"),
             "source": dict(self.said),
+            "signals": self.signals.summary(),
             "checkpoint": self.checkpoint[1] if self.checkpoint else None,
             "most_surprising": [s._asdict() for s in self.surprises(10)],
         }
@@ -205,6 +209,7 @@ class Fold:
         bits, n_bytes = float(record["bits"]), int(record["n_bytes"])
         before = Boundary(self.n_bytes, self.bits)
         self.n_bytes += n_bytes
+        self._latest_bytes = n_bytes
         self.bits += bits
         self.n_tokens += int(record["n_tokens"])
         self.n_batches += 1
@@ -223,6 +228,16 @@ class Fold:
         if record.get("skipped"):
             self.n_skipped += 1
             self.skipped = str(record["skipped"])[:_MAX_TEXT]
+        self.signals.take_update(self._latest_bytes)
+
+    def _take_signals(self, record: Mapping[str, Any]) -> None:
+        self.signals.take_signals(record)
+
+    def _take_alarm(self, record: Mapping[str, Any]) -> None:
+        self.signals.take_alarm(record, self.n_bytes)
+
+    def _take_gate(self, record: Mapping[str, Any]) -> None:
+        self.signals.take_gate(record)
 
     def _take_spans(self, record: Mapping[str, Any]) -> None:
         for name in SPANS:
@@ -261,7 +276,7 @@ class Fold:
 
 
 _KINDS = (
-    *("run", "document", "scored", "update"),  # facts
+    *("run", "document", "scored", "update", "signals", "alarm", "gate"),  # facts
     *("spans", "memory", "source", "baseline", "saved", "resumed", "warning", "stopped"),  # observations
 )
 _HANDLERS = {kind: getattr(Fold, f"_take_{kind}") for kind in _KINDS}

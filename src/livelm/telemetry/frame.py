@@ -194,6 +194,8 @@ def _details(fold: Fold, glyphs: Glyphs) -> list[Text]:
         "FLOPs per token": amount((fold.run or {}).get("flops_per_token") or 0),
         "context reach": f"{(fold.run or {}).get('context_reach') or 'without limit'}",
     }
+    if seen := fold.signals.ranges:
+        facts["K, C, S"] = " ".join(f"{seen[name].latest:.2f}" for name in ("negentropy", "complexity", "symbiosis"))
     return [Text.assemble((f" {name:<16}", _DIM), value) for name, value in facts.items()]
 
 
@@ -315,6 +317,11 @@ def _footer(fold: Fold, width: int, glyphs: Glyphs) -> list[Text]:
         parts.append(f"saved {glyphs.clean(folder)} {duration(fold.at_s - at_s)} ago")
     if fold.n_skipped:
         parts.append(f"{counted(fold.n_skipped, 'update')} skipped")
+    if fold.signals.gate_closed:
+        parts.append("gate closed")
+    if fold.signals.alarms:
+        last = fold.signals.alarms[-1]
+        parts.append(glyphs.clean(f"{last.alarm} of {last.signal} {last.direction} at {amount(last.n_bytes, 'B')}"))
     if fold.n_warnings > 1:
         parts.append(f"{fold.n_warnings} warnings")
     said = _said(fold.said, width, glyphs) if fold.said else []
