@@ -18,7 +18,7 @@ from livelm.learn import Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
-from livelm.types import Record, Source, Tokenizer
+from livelm.types import Particular, Record, Source, Tokenizer
 
 VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
 
@@ -49,6 +49,7 @@ def build_parts(recipe: Recipe) -> Parts:
     _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
     torch.manual_seed(recipe.run.seed)
     model = make_model(model_settings, tokenizer.n_vocabulary)
+    _require(model, tokenizer)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -111,6 +112,12 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _require(model: Any, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for a model that would misread what this tokenizer writes."""
+    if isinstance(model, Particular):
+        model.require(tokenizer)
 
 
 def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:

@@ -68,14 +68,14 @@ def test_recipe_keys() -> None:
 def test_registries() -> None:
     for registry in (MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
         assert list(registry) == sorted(registry)
-    assert set(MODELS) == {"looped", "rwkv7", "transformer", "worker"}
+    assert set(MODELS) == {"bit", "looped", "rwkv7", "transformer", "worker"}
     assert set(OPTIMIZERS) == {"adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
     assert set(SOURCES) == {
         *("crawl", "demo", "files", "kafka", "mix", "nats", "redis"),
         *("sessions", "sse", "stdin", "tail", "warc", "ws"),
     }
-    assert set(TOKENIZERS) == {"bpe", "bytes", "world"}
+    assert set(TOKENIZERS) == {"bits", "bpe", "bytes", "world"}
 
 
 def test_exit_codes() -> None:
