@@ -106,7 +106,7 @@ def equal(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict
 
 
 def held_bytes(n_layers: int, backward: str, sizes: dict[str, int]) -> int:
-    """Bytes of distinct tensors that autograd holds between forward and backward, parameters and carried state apart."""
+    """Bytes of distinct tensors that autograd holds for backward, parameters and carried state apart."""
     model, tokens, starts = build(n_layers, backward, sizes)
     state = model.init_state(1)
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *state.values()]}
@@ -175,7 +175,7 @@ def memory(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dic
 
 
 def large(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """One whole update (score, backward, AdamW) of 771 M parameters over 5 lanes; peak resident memory of the process."""
+    """Two whole updates (score, backward, AdamW) of 771 M parameters over 5 lanes: peak memory of the process."""
     lanes, n = 5, arguments.update_tokens
     changes = ["model.d_model=1792", "model.n_layers=20", "model.n_heads=28", 'model.backward="inverse"']
     changes += [f"feed.lanes={lanes}", f"feed.update_tokens={n}", f"model.context={n // 8}"]

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, validate
 from livelm.errors import ConfigError
-from livelm.learn import Learner, Optimizer
+from livelm.learn import Growth, Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
@@ -33,11 +34,17 @@ class Parts:
     optimizer: Optimizer
     rate_factor: Callable[[int, float], float]
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
+    make_optimizer: Callable[[dict[str, Any]], Optimizer]
+    """From the kinds of parameters of a model."""
 
     def learner(self, elapsed: Callable[[], float]) -> Learner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
         shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
         return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+
+    def growth(self, learner: Learner) -> Growth:
+        """What makes this learner's model larger, if the recipe wants that. Raises ConfigError if it cannot."""
+        return Growth(self.recipe.grow, learner, self.make_optimizer)
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -66,8 +73,8 @@ def build_parts(recipe: Recipe) -> Parts:
             "schedule": _part(recipe.schedule.name, schedule),
         }
     )
-    optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, schedule.factor)
+    made = partial(make_optimizer, optimizer_settings)
+    return Parts(resolved, tokenizer, model, made(model.parameter_kinds()), schedule.factor, made)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:

@@ -38,6 +38,8 @@ def learn(session: Session) -> Iterator[Record]:
             update = learner.update(scored)  # only now may anything change
         with clock.span("journal"):
             yield update_record(update)
+            if (grown := s.growth.take(scored)) is not None:
+                yield grown
             s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
             if clock.report_due():
                 yield from s.observe()
@@ -133,6 +135,7 @@ def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: S
     )
     session = start(changed, out, stop)
     try:
+        session.growth.load_state_dict(tree["growth"])
         session.learner.load_state_dict(tree["learner"])
     except BaseException:
         session.close()
@@ -155,6 +158,7 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"threads": threads})})
     parts = build_parts(recipe)
     learner = parts.learner(lambda: 0.0)
+    parts.growth(learner).load_state_dict(tree["growth"])
     learner.load_weights(tree["learner"])
     return parts, learner
 
@@ -181,13 +185,16 @@ def _open(
             n_bytes=None if extra.n_bytes is None else n_bytes + extra.n_bytes,
         )
     learner = parts.learner(lambda: session.elapsed())
+    growth = parts.growth(learner)
     if tree:
+        growth.load_state_dict(tree["growth"])
         learner.load_state_dict(tree["learner"])
     clock = Clock(active_s)
     session = Session(
         folder=folder,
         parts=parts,
         learner=learner,
+        growth=growth,
         source=source,
         spool=spool,
         feed=Prefetch(lambda: batches(source, parts.tokenizer, recipe.feed, cursor), recipe.feed.prefetch),

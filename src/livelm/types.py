@@ -272,6 +272,15 @@ class Particular(Protocol):
         ...
 
 
+@runtime_checkable
+class Growing(Protocol):
+    """A model that can become larger without changing what it predicts."""
+
+    def enlarged(self, what: str) -> Any:
+        """A model of twice the `depth`, `width` or `context`, and how to carry over state (`bit_growth.Enlarged`)."""
+        ...
+
+
 class Scored:
     """A batch that was graded with the weights as they were before it: the only thing that may change anything.
 

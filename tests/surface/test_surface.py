@@ -60,6 +60,7 @@ def test_recipe_keys() -> None:
         "optimizer": ["name"],
         "schedule": ["name"],
         "learn": ["clip", "explosion"],
+        "grow": ["gain", "rate_factor", "steps", "warmup", "window_bytes"],
         "checkpoint": ["every_s", "keep"],
         "spool": ["max_bytes", "segment_bytes"],
     }
@@ -106,6 +107,7 @@ FIELDS = {
     },
     "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
     "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},
+    "grown": {"batch", "context_reach", "flops_per_token", "kind", "n_parameters", "seq", "what"},
     "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
     "spans": {"at_s", "journal_s", "kind", "save_s", "score_s", "update_s", "wait_s"},
     "memory": {"at_s", "kind", "resident_bytes"},

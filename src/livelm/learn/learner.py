@@ -60,6 +60,8 @@ class Learner:
         self._seal = object()
         self._pending: Scored | None = None
         self.n_updates = 0
+        self.rate_scale: Callable[[int], float] = lambda _: 1.0
+        """Multiplies every rate too; growth sets it."""
         self.reset_lanes(n_lanes)
 
     def reset_lanes(self, n_lanes: int) -> None:
@@ -67,6 +69,11 @@ class Learner:
         self.lanes: State = self.model.init_state(n_lanes)  # type: ignore[operator]
         self._last = torch.full((n_lanes, 1), self._mark)
         self._last_starts = torch.ones((n_lanes, 1), dtype=torch.bool)
+
+    def replace(self, model: nn.Module, optimizer: Optimizer, lanes: State) -> None:
+        """Go on with another model that predicts the same, between an update and the next score."""
+        self.model, self.optimizer, self.lanes = model, optimizer, lanes
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def score(self, batch: Batch) -> Scored:
         """Grade every token of the batch before anything learns from it, and move the lanes on.
@@ -88,7 +95,7 @@ class Learner:
         if scored.spent or scored is not self._pending:
             raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
         scored.spent, self._pending = True, None
-        set_rates(self.optimizer, self._rate_factor(self.n_updates))
+        set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
         norm, skipped = 0.0, None
         if scored.n_tokens:
             self.optimizer.zero_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from livelm.config import Settings
 from livelm.errors import ConfigError
+from livelm.models.bit_growth import Enlarged, Step
 from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.grid import ages, take
@@ -166,6 +167,10 @@ class Bit(nn.Module):
                 f"bytes with{'' if parity else 'out'} a parity bit. Set model.parity={str(parity).lower()} and leave "
                 "model.patch out."
             )
+
+    def enlarged(self, what: Step) -> Enlarged:
+        """A model of twice the `depth`, `width` or `context` that predicts the same."""
+        return Enlarged(self, what)
 
     def init_state(self, n_lanes: int) -> State:
         """No patch yet: rows of the cache that belong to no document are never seen."""
