@@ -24,7 +24,9 @@ from bench.learn import run_once
 from bench.record import keep
 from livelm.config import load_recipe
 from livelm.models.bit import Bit
+from livelm.models.bit_diffusion import BitDenoiser, bound, evaluate, sample
 from livelm.parts import build_parts
+from livelm.tokenize.bits import Bits
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "bit.toml"
 BYTES = ["tokenizer.name=bytes", "feed.update_tokens=64"]
@@ -75,6 +77,8 @@ def equal(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict
     rows, arms = [], equal_arms()
     last = list(arms.values())[-1]
     for name, changes in arms.items():
+        if arguments.only and name not in (*arguments.only, "transformer over bytes"):
+            continue
         # the same numbers but for rounding, so only its time is of interest
         seeds = range(1 if name == "bit, inverse" else arguments.seeds)
         runs = [run_once(RECIPE, "tiny", [*changes, *fixed, f"run.seed={s}"]) for s in seeds]
@@ -150,13 +154,14 @@ def build(n_layers: int, backward: str, sizes: dict[str, int]) -> tuple[Bit, Ten
 
 def memory(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """Both measures over depth, and growth per added layer."""
-    sizes = {"d_model": 128, "n_heads": 4, "context": 64, "n_bytes": 1024}
-    rows, depths = [], (4, 16, 64)
+    sizes = {"d_model": 128, "n_heads": 4, "context": 64, "n_bytes": 512}
+    rows, depths = [], (4, 8, 16, 32, 64)
     for n_layers in depths:
         row: dict[str, Any] = {"n_layers": n_layers}
         for backward in ("inverse", "stored"):
             row[f"held_bytes_{backward}"] = held_bytes(n_layers, backward, sizes)
-            row[f"peak_bytes_{backward}"] = peak_bytes(n_layers, backward, sizes)
+            if n_layers in (depths[0], depths[-1]):
+                row[f"peak_bytes_{backward}"] = peak_bytes(n_layers, backward, sizes)
         rows.append(row)
         print(json.dumps(row), flush=True)
     figures: dict[str, Any] = dict(sizes)
@@ -175,28 +180,27 @@ def memory(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dic
 
 
 def large(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """Two whole updates (score, backward, AdamW) of 771 M parameters over 5 lanes: peak memory of the process."""
+    """One whole update (score, backward, AdamW) of 771 M parameters over 5 lanes: peak memory of the process."""
     lanes, n = 5, arguments.update_tokens
-    changes = ["model.d_model=1792", "model.n_layers=20", "model.n_heads=28", 'model.backward="inverse"']
+    changes = [
+        "model.d_model=1792",
+        f"model.n_layers={arguments.layers}",
+        "model.n_heads=28",
+        'model.backward="inverse"',
+    ]
     changes += [f"feed.lanes={lanes}", f"feed.update_tokens={n}", f"model.context={n // 8}"]
     begin_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     parts = build_parts(load_recipe(RECIPE, "tiny", changes))
     learner = parts.learner(lambda: 0.0)
     model: Any = learner.model
     nn.init.normal_(model.nodes, std=0.02)
-    tokens = torch.randint(2, (lanes, n + 1))
-    begin = time.monotonic()
-    seconds = []
-    for _ in range(2):
-        nats, _ = model.nats(
-            tokens[:, :-1], torch.zeros(lanes, n, dtype=torch.bool), tokens[:, 1:], model.init_state(lanes)
-        )
-        learner.optimizer.zero_grad()
-        nats.mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        learner.optimizer.step()
-        seconds.append(round(time.monotonic() - begin, 1))
-        begin = time.monotonic()
+    tokens, starts = torch.randint(2, (lanes, n + 1)), torch.zeros(lanes, n, dtype=torch.bool)
+    begin = time.process_time()
+    nats, _ = model.nats(tokens[:, :-1], starts, tokens[:, 1:], model.init_state(lanes))
+    nats.mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    learner.optimizer.step()
+    seconds = round(time.process_time() - begin, 1)
     figures = {
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "lanes": lanes,
@@ -205,12 +209,65 @@ def large(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict
         "before_gb": round(begin_bytes / 1e9, 3),
         "ancestor_peak_gb": 15.28,
         "nats_per_bit": round(float(nats.detach().mean()), 4),
-        "seconds": seconds,
+        "processor_s": seconds,
     }
     return "Does an update at the ancestor's large size fit into its 15.28 GB?", figures, []
 
 
-QUESTIONS = {"equal": equal, "memory": memory, "large": large}
+# -- growth and diffusion -----------------------------------------------------------------------------------------
+
+
+def grow(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Small for ever, small and doubled in width and depth at plateaus, and as large from the start; the same bytes."""
+    uris = json.dumps([str(arguments.source.absolute())])
+    fixed = [f"source.uris={uris}", f"run.budget={arguments.budget}", "checkpoint.every_s=1e9", *arguments.changes]
+    small = ["model.d_model=64", "model.n_layers=2", "model.n_heads=2"]
+    arms = {
+        "small": small,
+        "grows": [*small, 'grow.steps=["width", "depth"]', "grow.window_bytes=8192", "grow.gain=0.15"],
+        "large": [],
+    }
+    rows = []
+    for name, changes in arms.items():
+        run = run_once(RECIPE, "tiny", [*changes, *fixed])
+        rows.append({"arm": name, "bits_per_byte": round(run["bits_per_byte"], 4), "bytes_per_s": run["bytes_per_s"]})
+        print(json.dumps(rows[-1]), flush=True)
+    figures = {row["arm"]: row["bits_per_byte"] for row in rows}
+    return f"What does growing in the middle of {arguments.budget} cost and gain?", figures, rows
+
+
+def diffusion(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Train a denoiser on random windows of 32 bytes, then its bound on text it has not seen, and a sample."""
+    text = arguments.source.read_bytes()[: 1 << 17]
+    bits = Bits(Bits.Config()).encode(text).ids
+    windows = torch.from_numpy(bits).long().view(-1, 8)
+    cut, n_bytes = len(windows) * 7 // 8, 32
+    random = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = BitDenoiser(BitDenoiser.Config(d_model=128, n_layers=4, n_heads=4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
+
+    def draw(first: int, stop: int, n: int) -> Tensor:
+        at = torch.randint(first, stop - n_bytes, (n,), generator=random)
+        return torch.stack([windows[a : a + n_bytes] for a in at.tolist()]).flatten(1)
+
+    rows = []
+    for update in range(arguments.updates + 1):
+        if update % max(1, arguments.updates // 4) == 0:
+            found, error = evaluate(model, draw(cut, len(windows), 128), 4, random)
+            rows.append({"updates": update, "bits_per_byte_at_most": round(found, 4), "error": round(error, 4)})
+            print(json.dumps(rows[-1]), flush=True)
+        optimizer.zero_grad()
+        bound(model, draw(0, cut, 32), random).mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    drawn = sample(model, 1, 8 * n_bytes, 8 * n_bytes, random)[0]
+    figures = {"bits_per_byte_at_most": rows[-1]["bits_per_byte_at_most"], "n_bytes": n_bytes}
+    figures["sample"] = repr(Bits(Bits.Config()).decode(drawn.tolist()))
+    return "What does masked diffusion over bits promise of unseen text, at most?", figures, rows
+
+
+QUESTIONS = {"diffusion": diffusion, "equal": equal, "grow": grow, "large": large, "memory": memory}
 
 
 def main() -> None:
@@ -221,7 +278,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--for", dest="budget", default="64KB")
     parser.add_argument("--set", dest="changes", action="append", default=[])
-    parser.add_argument("--update-tokens", type=int, default=512, help="bits per lane and update of `large`")
+    parser.add_argument("--only", action="append", default=[], choices=list(equal_arms()), help="and the last arm")
+    parser.add_argument("--update-tokens", type=int, default=256, help="bits per lane and update of `large`")
+    parser.add_argument("--updates", type=int, default=400, help="of `diffusion`")
+    parser.add_argument("--layers", type=int, default=20, help="of `large`; fewer for a machine without 13 GB")
     parser.add_argument("--keep", metavar="SLUG", help="keep a record under this name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
