@@ -87,7 +87,7 @@ def test_the_denoiser_learns_and_its_bound_falls_to_the_entropy() -> None:
     model = BitDenoiser(BitDenoiser.Config(d_model=32, n_layers=1, n_heads=2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     random = torch.Generator().manual_seed(0)
-    for _ in range(120):
+    for _ in range(150):
         texts = kinds[torch.randint(4, (64, 2), generator=random)].flatten(1)
         optimizer.zero_grad()
         loss = bound(model, texts, random).mean()
