@@ -34,6 +34,7 @@ from livelm.telemetry.fold import Fold, fold_journal
 from livelm.telemetry.graded import MAX_BYTES
 from livelm.telemetry.progress import CrawlJson, CrawlLines, CrawlScreen
 from livelm.telemetry.terminal import JsonView, LiveView, PlainView
+from livelm.tokenize.decoder import Decoder
 
 app = typer.Typer(
     name="livelm",
@@ -151,6 +152,7 @@ def evaluate(
 
     one_lane = FeedSettings(lanes=1, update_tokens=parts.recipe.feed.update_tokens)
     learner.reset_lanes(1)
+    decoder = Decoder(parts.tokenizer)
     feed = Prefetch(lambda: batches(source, parts.tokenizer, one_lane, None), one_lane.prefetch)
     stop.install()  # an endless stream is graded until Ctrl-C
     try:
@@ -160,7 +162,7 @@ def evaluate(
             total["n_tokens"] += scored.n_tokens
             total["n_documents"] += len(scored.batch.begun)
             if len(kept) < MAX_BYTES:
-                kept += parts.tokenizer.decode(scored.batch.tokens[scored.batch.graded].tolist())
+                kept += decoder.feed(scored.batch.tokens[scored.batch.graded].tolist())
     finally:
         source.close()
         feed.close()

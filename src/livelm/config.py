@@ -102,6 +102,21 @@ class LearnSettings(Settings):
     """An update whose gradient norm exceeds this many times the usual one is skipped."""
 
 
+class GrowSettings(Settings):
+    """When the model becomes larger in the middle of the stream, without forgetting; not all architectures can."""
+
+    steps: tuple[Literal["depth", "width", "context"], ...] = ()
+    """What is doubled at each plateau, in this order, such as ["depth", "width"]; empty: nothing ever."""
+    window_bytes: int = Field(default=32_768, ge=1)
+    """Graded bytes that are compared with the best so many before them."""
+    gain: float = Field(default=0.02, ge=0)
+    """Bits per byte by which they must be cheaper; otherwise this is a plateau."""
+    rate_factor: float = Field(default=0.7071, gt=0, le=1)
+    """Every growth multiplies all rates by this."""
+    warmup: int = Field(default=100, ge=0)
+    """Updates after a growth until the full rate is reached again."""
+
+
 class CheckpointSettings(Settings):
     """When a run saves itself."""
 
@@ -163,6 +178,7 @@ class Recipe(Settings):
     optimizer: Part
     schedule: Part = Part(name="constant")
     learn: LearnSettings = LearnSettings()
+    grow: GrowSettings = GrowSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     spool: SpoolSettings = SpoolSettings()
     signals: SignalsSettings = SignalsSettings()

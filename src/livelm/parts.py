@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
 from livelm.errors import ConfigError
-from livelm.learn import Learner, Optimizer
+from livelm.learn import Growth, Learner, Optimizer
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
-from livelm.types import Record, Source, Tokenizer
+from livelm.types import Particular, Record, Source, Tokenizer
 
 if TYPE_CHECKING:
     from livelm.telemetry.signals.monitor import Monitor
@@ -38,6 +39,8 @@ class Parts:
     """What a person should know about these settings on this machine."""
     rate_factor: Callable[[int, float], float]
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
+    make_optimizer: Callable[[dict[str, Any]], Optimizer]
+    """From the kinds of parameters of a model."""
 
     def learner(self, elapsed: Callable[[], float]) -> Learner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
@@ -51,6 +54,10 @@ class Parts:
             return None
         make = load_optional("livelm.telemetry.signals.monitor:Monitor", None, "[signals]")  # a second to load
         return make(settings, self.tokenizer, self.recipe.feed.lanes)
+
+    def growth(self, learner: Learner) -> Growth:
+        """What makes this learner's model larger, if the recipe wants that. Raises ConfigError if it cannot."""
+        return Growth(self.recipe.grow, learner, self.make_optimizer)
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -67,6 +74,7 @@ def build_parts(recipe: Recipe) -> Parts:
     _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
     torch.manual_seed(recipe.run.seed)
     model = make_model(model_settings, tokenizer.n_vocabulary)
+    _require(model, tokenizer)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -83,8 +91,9 @@ def build_parts(recipe: Recipe) -> Parts:
             "schedule": _part(recipe.schedule.name, schedule),
         }
     )
-    optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, model_settings.warnings(), schedule.factor)
+    made = partial(make_optimizer, optimizer_settings)
+    optimizer = made(model.parameter_kinds())
+    return Parts(resolved, tokenizer, model, optimizer, model_settings.warnings(), schedule.factor, made)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
@@ -129,6 +138,12 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _require(model: Any, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for a model that would misread what this tokenizer writes."""
+    if isinstance(model, Particular):
+        model.require(tokenizer)
 
 
 def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:

@@ -41,6 +41,8 @@ def learn(session: Session) -> Iterator[Record]:
             update = learner.update(scored) if refusal is None else learner.refuse(scored, refusal)
         with clock.span("journal"):
             yield update_record(update)
+            if refusal is None and (grown := s.growth.take(scored)) is not None:
+                yield grown
             s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
             if clock.report_due():
                 yield from s.observe()
@@ -136,6 +138,7 @@ def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: S
     )
     session = start(changed, out, stop)
     try:
+        session.growth.load_state_dict(tree["growth"])
         session.learner.load_state_dict(tree["learner"])
     except BaseException:
         session.close()
@@ -158,6 +161,7 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"threads": threads})})
     parts = build_parts(recipe)
     learner = parts.learner(lambda: 0.0)
+    parts.growth(learner).load_state_dict(tree["growth"])
     learner.load_weights(tree["learner"])
     return parts, learner
 
@@ -185,7 +189,9 @@ def _open(
         )
     learner = parts.learner(lambda: session.elapsed())
     monitor = parts.monitor()
+    growth = parts.growth(learner)
     if tree:
+        growth.load_state_dict(tree["growth"])
         learner.load_state_dict(tree["learner"])
     if tree and monitor is not None:
         monitor.load_state_dict(tree["signals"])
@@ -194,6 +200,7 @@ def _open(
         folder=folder,
         parts=parts,
         learner=learner,
+        growth=growth,
         source=source,
         spool=spool,
         feed=Prefetch(lambda: batches(source, parts.tokenizer, recipe.feed, cursor), recipe.feed.prefetch),

@@ -13,7 +13,7 @@ from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Learner, save_checkpoint
+from livelm.learn import Growth, Learner, save_checkpoint
 from livelm.parts import Parts
 from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
@@ -55,6 +55,7 @@ class Session:
     folder: RunFolder
     parts: Parts
     learner: Learner
+    growth: Growth
     source: Source
     spool: Spooled | None
     feed: Prefetch
@@ -121,6 +122,7 @@ class Session:
         tree = {
             "run": self.run,
             "learner": self.learner.state_dict(),
+            "growth": self.growth.state_dict(),
             "feed": self.cursor.to_json() if self.cursor else None,
             "journal": {"position": self.journal.position, "seq": self.journal.seq},
             "graded": self.graded.state_dict(),

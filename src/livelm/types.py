@@ -158,6 +158,15 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Divided(Protocol):
+    """A tokenizer that divides bytes: some of its tokens stand for a part of one (see `tokenize.decoder`)."""
+
+    def whole(self, ids: Sequence[int]) -> int:
+        """How many of the first `ids` make whole bytes; those after them wait for the rest of theirs."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentStart:
     """The first time a batch meets a document."""
@@ -251,6 +260,24 @@ class Model(Protocol):
         The kinds are `matrix`, `table`, `vector`, `rows` (a table with row-sparse gradients) and `deferred` (a table
         that leaves its gradient in factors, see `models.ops.token_table`).
         """
+        ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A model that is made for some tokenizers only."""
+
+    def require(self, tokenizer: Tokenizer) -> None:
+        """Raise ConfigError for a tokenizer whose tokens it would misread."""
+        ...
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A model that can become larger without changing what it predicts."""
+
+    def enlarged(self, what: str) -> Any:
+        """A model of twice the `depth`, `width` or `context`, and how to carry over state (`bit_growth.Enlarged`)."""
         ...
 
 

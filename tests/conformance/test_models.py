@@ -23,6 +23,10 @@ PLAIN: dict[str, Any] = {
     **{"n_exclusive": 0, "n_valued": 0, "smear": "none", "logit_cap": 0.0},
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bit": {
+        "pairs": SMALL | {"patch": 2, "context": 8},
+        "tokens": SMALL | {"d_ff": 48, "backward": "stored"},
+    },
     "looped": {
         "all": LOOPED
         | {"n_kv_heads": 1, "bigram_rows": 101, "d_bigram": 8, "d_valued": 8, "ngrams": [2, 3], "ngram_rows": 53},

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from livelm.errors import ContractError
 from livelm.tokenize import TOKENIZERS
+from livelm.tokenize.decoder import Decoder
 from livelm.types import Encoder, Tokenizer, Tokens
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -20,7 +21,7 @@ NAUGHTY = SHARED / "data/hostile/naughty-strings"
 
 WORLD = SHARED / "data/tokenizers/rwkv-world/rwkv_vocab_v20230424.txt"
 
-CASES = ["bpe", "bpe-deepseek-v3", "bytes", "world", "world-published"]
+CASES = ["bits", "bits-parity", "bpe", "bpe-deepseek-v3", "bytes", "world", "world-published"]
 SPECIAL = ["<|endoftext|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<|EOT|>", "<s>", "</s>"]  # noqa: RUF001
 CHARACTERS = st.characters(codec=None, categories=None)  # lone surrogates included
 
@@ -63,6 +64,8 @@ def write_world(path: Path) -> Path:
 @pytest.fixture(scope="module", params=CASES)
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     kind = TOKENIZERS[request.param.split("-")[0]]
+    if request.param.startswith("bits"):
+        return kind(kind.Config(parity="even" if request.param.endswith("parity") else "none"))
     if request.param == "bytes":
         return kind(kind.Config())
     if request.param == "bpe":
@@ -113,8 +116,9 @@ def test_any_bytes_come_back_with_exact_counts(tokenizer: Tokenizer, text: bytes
 @thorough
 @given(text=documents)
 def test_each_token_covers_the_bytes_it_says(tokenizer: Tokenizer, text: bytes) -> None:
-    tokens = tokenizer.encode(text)
-    assert [len(tokenizer.decode([id_])) for id_ in tokens.ids.tolist()] == tokens.n_bytes.tolist()
+    tokens, decoder = tokenizer.encode(text), Decoder(tokenizer)
+    assert [len(decoder.feed([id_])) for id_ in tokens.ids.tolist()] == tokens.n_bytes.tolist()
+    assert not decoder.held
 
 
 @thorough

@@ -23,6 +23,7 @@ SETTINGS = [
     "schedule.warmup=10",
 ]
 SIZES: dict[str, list[str]] = {
+    "bit": ["d_model=32", "n_layers=2", "n_heads=2", "context=48"],
     "looped": ["d_model=32", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
     "rwkv7": ["d_model=32", "n_layers=2", "d_head=16"],
     "transformer": ["d_model=32", "n_layers=2", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
@@ -32,6 +33,9 @@ SIZES: dict[str, list[str]] = {
     ],
 }
 """Settings that make an architecture tiny; one that is not named here is used as its own defaults make it."""
+
+ALPHABETS: dict[str, list[str]] = {"bit": ["tokenizer.name=bits", "feed.update_tokens=256"]}
+"""What an architecture that is made for another alphabet than bytes reads instead; updates of as many bytes."""
 
 
 def text() -> bytes:
@@ -49,6 +53,7 @@ def scores(name: str) -> list[float]:
         model = [f"model.{setting}" for setting in SIZES.get(name, [])]
         # `name=` twice: the first clears what the size says of its own architecture
         settings = [f"source.uris={uri}", *SETTINGS, "model.name=none", f"model.name={name}", *model]
+        settings += ALPHABETS.get(name, [])
         session = start(load_recipe(None, "tiny", settings), Path(folder) / "run", Stop())
         run_session(session, [])
         lines = (Path(folder) / "run" / "journal.jsonl").read_bytes().splitlines()

@@ -60,6 +60,7 @@ def test_recipe_keys() -> None:
         "optimizer": ["name"],
         "schedule": ["name"],
         "learn": ["clip", "explosion"],
+        "grow": ["gain", "rate_factor", "steps", "warmup", "window_bytes"],
         "checkpoint": ["every_s", "keep"],
         "spool": ["max_bytes", "segment_bytes"],
         "signals": [
@@ -72,14 +73,14 @@ def test_recipe_keys() -> None:
 def test_registries() -> None:
     for registry in (MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
         assert list(registry) == sorted(registry)
-    assert set(MODELS) == {"looped", "rwkv7", "transformer", "worker"}
+    assert set(MODELS) == {"bit", "looped", "rwkv7", "transformer", "worker"}
     assert set(OPTIMIZERS) == {"adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
     assert set(SOURCES) == {
         *("crawl", "demo", "files", "kafka", "mix", "nats", "redis"),
         *("sessions", "sse", "stdin", "tail", "warc", "ws"),
     }
-    assert set(TOKENIZERS) == {"bpe", "bytes", "world"}
+    assert set(TOKENIZERS) == {"bits", "bpe", "bytes", "world"}
 
 
 def test_exit_codes() -> None:
@@ -110,6 +111,7 @@ FIELDS = {
     },
     "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
     "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},
+    "grown": {"batch", "context_reach", "flops_per_token", "kind", "n_parameters", "seq", "what"},
     "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
     "signals": {
         "batch", "bits_per_byte", "complexity", "disorder", "divergence", "kind", "lane", "n_bytes", "n_tokens",

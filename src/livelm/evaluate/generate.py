@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from livelm.errors import ConfigError
+from livelm.tokenize.decoder import Decoder
 from livelm.types import Tokenizer
 
 
 def generate(
     model: Any, tokenizer: Tokenizer, prompt: bytes, *, temperature: float = 1.0, seed: int = 0
 ) -> Iterator[bytes]:
-    """Continue a document that begins with `prompt`: yield the bytes of one token after another, until its end.
+    """Continue a document that begins with `prompt`: yield what each token completes, until its end.
 
     `model` is a `types.Model`. The document ends where the model says that another one begins. At temperature 0 the
     most probable token is taken. Raises ConfigError for a negative temperature.
@@ -22,7 +23,7 @@ def generate(
         raise ConfigError(f"--temperature is {temperature}; it must be 0 (most probable) or more. Try 1.")
     random = torch.Generator().manual_seed(seed)
     ids: Sequence[int] = [tokenizer.mark, *tokenizer.encode(prompt).ids.tolist()]
-    state, start = model.init_state(1), True
+    state, start, decoder = model.init_state(1), True, Decoder(tokenizer)
     with torch.no_grad():
         while True:
             tokens = torch.tensor([ids])
@@ -32,7 +33,7 @@ def generate(
             token = _sample(logits[0, -1], temperature, random)
             if token == tokenizer.mark:
                 return
-            yield tokenizer.decode([token])
+            yield decoder.feed([token])
             ids, start = [token], False
 
 

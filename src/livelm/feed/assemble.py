@@ -206,6 +206,7 @@ def _outside(tokens: Tokens, position: int, context: list[tuple[int, int]]) -> N
     if context:
         stops = position + np.cumsum(tokens.n_bytes)
         begins = stops - tokens.n_bytes
+        stops = np.maximum(stops, begins + 1)  # a token that stands for no byte is a part of the one that comes next
         for first, last in context:
             outside &= (stops <= first) | (begins >= last)
     return outside

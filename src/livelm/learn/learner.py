@@ -60,6 +60,8 @@ class Learner:
         self._seal = object()
         self._pending: Scored | None = None
         self.n_updates = 0
+        self.rate_scale: Callable[[int], float] = lambda _: 1.0
+        """Multiplies every rate too; growth sets it."""
         self.reset_lanes(n_lanes)
 
     def reset_lanes(self, n_lanes: int) -> None:
@@ -67,6 +69,11 @@ class Learner:
         self.lanes: State = self.model.init_state(n_lanes)  # type: ignore[operator]
         self._last = torch.full((n_lanes, 1), self._mark)
         self._last_starts = torch.ones((n_lanes, 1), dtype=torch.bool)
+
+    def replace(self, model: nn.Module, optimizer: Optimizer, lanes: State) -> None:
+        """Go on with another model that predicts the same, between an update and the next score."""
+        self.model, self.optimizer, self.lanes = model, optimizer, lanes
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def score(self, batch: Batch) -> Scored:
         """Grade every token of the batch before anything learns from it, and move the lanes on.
@@ -84,7 +91,7 @@ class Learner:
     def update(self, scored: Scored) -> Update:
         """Learn from what was just scored. Raises ContractError for anything else, or for the same thing twice."""
         self._spend(scored)
-        set_rates(self.optimizer, self._rate_factor(self.n_updates))
+        self._set_rates()
         norm, skipped = 0.0, None
         if scored.n_tokens:
             self.optimizer.zero_grad()
@@ -97,7 +104,7 @@ class Learner:
     def refuse(self, scored: Scored, reason: str) -> Update:
         """Learn nothing from what was just scored, and say why; the lanes have read it. Raises as `update` does."""
         self._spend(scored)
-        set_rates(self.optimizer, self._rate_factor(self.n_updates))
+        self._set_rates()
         self.n_updates += 1  # as for every update that is skipped
         return Update(scored.batch.index, math.nan, self.optimizer.param_groups[0]["lr"], reason)
 
@@ -146,6 +153,9 @@ class Learner:
         if faults:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
         self.model.load_state_dict(given)
+
+    def _set_rates(self) -> None:
+        set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
 
     def _spend(self, scored: Scored) -> None:
         if not isinstance(scored, Scored) or scored.seal is not self._seal:

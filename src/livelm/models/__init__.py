@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from livelm.models.bit import Bit
 from livelm.models.looped import Looped
 from livelm.models.rwkv7 import RWKV7
 from livelm.models.transformer import Transformer
 from livelm.models.worker import Worker
 
 MODELS: dict[str, type[Any]] = {
+    "bit": Bit,
     "looped": Looped,
     "rwkv7": RWKV7,
     "transformer": Transformer,

@@ -8,6 +8,7 @@ import torch
 
 from livelm.errors import StorageError
 from livelm.telemetry.appended import AppendedFile
+from livelm.tokenize.decoder import Decoder
 from livelm.types import Batch, Tokenizer
 
 MAX_BYTES = 16 << 20
@@ -23,7 +24,8 @@ class GradedBytes:
 
     def __init__(self, path: Path, tokenizer: Tokenizer, n_lanes: int, state: dict[str, Any] | None = None) -> None:
         """Continue from `state` (None: from nothing); what was written after it was never saved and is cut off."""
-        self._tokenizer = tokenizer
+        held = state.get("held") if state else None
+        self._decoders = [Decoder(tokenizer, held[lane] if held else ()) for lane in range(n_lanes)]
         self._waiting = [bytearray() for _ in range(n_lanes)]
         for lane, held in enumerate(state["waiting"] if state else []):
             self._waiting[lane] += held.numpy().tobytes()
@@ -65,7 +67,7 @@ class GradedBytes:
             if self._file.size >= MAX_BYTES:
                 return
             for lane, waiting in enumerate(self._waiting):
-                waiting += self._tokenizer.decode(batch.tokens[lane][batch.graded[lane]].tolist())
+                waiting += self._decoders[lane].feed(batch.tokens[lane][batch.graded[lane]].tolist())
                 if len(waiting) >= self._block:
                     self._file.write(waiting)
                     waiting.clear()
@@ -85,4 +87,5 @@ class GradedBytes:
             torch.frombuffer(w, dtype=torch.uint8).clone() if w else torch.empty(0, dtype=torch.uint8)
             for w in self._waiting
         ]
-        return {"n_bytes": self.n_bytes, "waiting": held}
+        parts = [decoder.held for decoder in self._decoders]
+        return {"n_bytes": self.n_bytes, "waiting": held, "held": parts}

@@ -13,6 +13,7 @@ from livelm.config import SignalsSettings
 from livelm.telemetry.signals.drift import Direction, DriftDetector
 from livelm.telemetry.signals.formulas import Measure, Signals
 from livelm.telemetry.signals.gate import Gate
+from livelm.tokenize.decoder import Decoder
 from livelm.types import Batch, Record, Scored, Tokenizer
 
 WATCHED: dict[str, tuple[Direction, ...]] = {
@@ -34,9 +35,9 @@ class Monitor:
     """
 
     def __init__(self, settings: SignalsSettings, tokenizer: Tokenizer, n_lanes: int) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
+        self._settings = settings
         self._measure = Measure()
-        self._lanes = [_Lane(settings) for _ in range(n_lanes)]
+        self._lanes = [_Lane(settings, tokenizer) for _ in range(n_lanes)]
         self._gate = Gate(settings) if settings.gate != "off" else None
         self._batches: list[tuple[Batch, Tensor]] = []
         self._n_since = self._fullest = 0  # bytes graded since the last look, bytes in the fullest lane then
@@ -91,8 +92,7 @@ class Monitor:
         tokens, graded, n_bytes, nats = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         for number, lane in enumerate(self._lanes):
             kept = graded[number]
-            text = self._tokenizer.decode(tokens[number][kept].tolist())
-            lane.add(text, n_bytes[number][kept], nats[number][kept])
+            lane.add(tokens[number][kept].tolist(), n_bytes[number][kept], nats[number][kept])
 
     def _records(self, lane: "_Lane", where: Record, text: bytes, nats: NDArray[np.float64]) -> list[Record]:
         found = self._measure.window(text, nats)
@@ -108,7 +108,8 @@ class Monitor:
 class _Lane:
     """What of one lane waits to fill a window, and what is usual there."""
 
-    def __init__(self, settings: SignalsSettings) -> None:
+    def __init__(self, settings: SignalsSettings, tokenizer: Tokenizer) -> None:
+        self._decoder = Decoder(tokenizer)
         self._text = bytearray()
         self._sizes, self._nats = np.empty(0, np.int64), np.empty(0)
         limits = settings.drift, settings.spike, settings.burn_in
@@ -119,9 +120,9 @@ class _Lane:
         """Bytes that wait."""
         return int(self._sizes.sum())
 
-    def add(self, text: bytes, sizes: NDArray[np.int64], nats: NDArray[np.float64]) -> None:
-        """Append graded tokens: their bytes, how many each covers, what each cost."""
-        self._text += text
+    def add(self, ids: list[int], sizes: NDArray[np.int64], nats: NDArray[np.float64]) -> None:
+        """Append graded tokens: their numbers, how many each covers, what each cost."""
+        self._text += self._decoder.feed(ids)
         self._sizes, self._nats = np.concatenate([self._sizes, sizes]), np.concatenate([self._nats, nats])
 
     def cut(self, window_bytes: int) -> list[tuple[bytes, NDArray[np.float64]]]:
@@ -148,6 +149,7 @@ class _Lane:
     def state_dict(self) -> dict[str, Any]:
         """Tensors for what waits, plain numbers for what is usual."""
         return {
+            "held": list(self._decoder.held),
             "text": torch.tensor(list(self._text), dtype=torch.uint8),
             "sizes": torch.from_numpy(self._sizes.copy()),
             "nats": torch.from_numpy(self._nats.copy()),
@@ -156,6 +158,7 @@ class _Lane:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        self._decoder.held = list(state["held"])
         self._text = bytearray(state["text"].numpy().tobytes())
         self._sizes, self._nats = state["sizes"].numpy(), state["nats"].numpy()
         for name, values in state["detectors"].items():
