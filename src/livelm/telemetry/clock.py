@@ -27,11 +27,20 @@ class Clock:
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Count the time of the body as one of SPANS."""
+        begin = self.active_s
+        try:
+            yield
+        finally:
+            self._spent[name] += self.active_s - begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the body does not count, in no span either: another run has its turn."""
         begin = monotonic()
         try:
             yield
         finally:
-            self._spent[name] += monotonic() - begin
+            self._began += monotonic() - begin
 
     def report_due(self) -> bool:
         """Whether the last report lies REPORT_S or more back."""
