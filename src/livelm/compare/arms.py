@@ -67,7 +67,7 @@ def make_arms(models: Sequence[str], size: str, changes: Sequence[str], sources:
     for arm, model in zip(arms, models, strict=True):
         own = [c.removeprefix(f"{arm.name}.") for c in changes if c.startswith(f"{arm.name}.")]
         for change in own:
-            _forbid(change)
+            _check(change, [arm])
         known = [c for c in shared if _knows(arm, c)]
         arm = _arm(model, size, [*known, *own])
         made.append(arm.change({"source.uris": list(sources), "feed.lanes": 1}))
