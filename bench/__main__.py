@@ -17,6 +17,8 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.worker", str(SHAKESPEARE), "--keep"], SHAKESPEARE),
     (["bench.rwkv7", "speed"], None),
     (["bench.looped", "equal", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-equal"], SHAKESPEARE),
+    (["bench.looped", "switches", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-switches"], SHAKESPEARE),
+    (["bench.efficiency", "--keep"], None),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),
     (["bench.crawl", "--keep"], PAGES),

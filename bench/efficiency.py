@@ -74,7 +74,7 @@ def _copy(value: Any) -> Any:
 class Update:
     """Forward and backward of a model with full caches, over and over."""
 
-    def __init__(self, name: str, d_model: int, n_tokens: int) -> None:
+    def __init__(self, name: str, d_model: int, n_bytes: int) -> None:
         path = RECIPES / f"{name}.toml"
         base = [] if path.exists() else [f"model.name={name}"]
         changes = [f"model.d_model={d_model}", "run.threads=1"]
@@ -85,10 +85,11 @@ class Update:
         changes += ["model.n_kv_heads=" + str(max(1, d_model // 64))] if name == "looped" else []
         self.parts = build_parts(load_recipe(path if path.exists() else None, "tiny", [*base, *changes]))
         self.model: Any = self.parts.model
-        self.n_tokens = n_tokens
+        # an alphabet smaller than bytes (bits) gets as many bytes
+        self.n_tokens = n_tokens = n_bytes * len(self.parts.tokenizer.encode(bytes(64)).ids) // 64
         self.starts = torch.zeros(1, n_tokens, dtype=torch.bool)
         self.state = self.model.init_state(1)
-        n_warm = 2 + (getattr(self.model.config, "context", 0) // n_tokens)
+        n_warm = 2 + (getattr(self.model.config, "context", 0) // n_bytes)
         for _ in range(n_warm):
             self.run()
 
@@ -100,10 +101,10 @@ class Update:
         nats.mean().backward()
 
 
-def measure(name: str, d_model: int, n_tokens: int, n_turns: int) -> dict[str, Any]:
+def measure(name: str, d_model: int, n_bytes: int, n_turns: int) -> dict[str, Any]:
     """One row: milliseconds, their ratio, and the rate that the products reach."""
     torch.manual_seed(0)
-    update, products = Update(name, d_model, n_tokens), Products()
+    update, products = Update(name, d_model, n_bytes), Products()
     with products:
         update.run()
     whole, bare, ratios = [], [], []
@@ -117,7 +118,7 @@ def measure(name: str, d_model: int, n_tokens: int, n_turns: int) -> dict[str, A
     return {
         "model": name,
         "d_model": d_model,
-        "update_tokens": n_tokens,
+        "update_bytes": n_bytes,
         "update_ms": round(1e3 * statistics.median(whole), 2),
         "products_ms": round(1e3 * bare_s, 2),
         "ratio": round(statistics.median(ratios), 2),
@@ -127,7 +128,7 @@ def measure(name: str, d_model: int, n_tokens: int, n_turns: int) -> dict[str, A
             1e6 * (statistics.median(whole) - bare_s) / (products.n_operations - len(products.calls)), 1
         ),
         "gflops": round(products.flops / bare_s / 1e9, 1),
-        "declared_share": round(3 * update.model.flops_per_token() * n_tokens / products.flops, 3),
+        "declared_share": round(3 * update.model.flops_per_token() * update.n_tokens / products.flops, 3),
     }
 
 
@@ -145,23 +146,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
-    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 512], help="tokens per update")
+    parser.add_argument("--bytes", nargs="+", type=int, default=[64, 512], help="bytes per update")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for n_tokens in arguments.tokens:
+    for n_bytes in arguments.bytes:
         for name in arguments.models:
             for d_model in arguments.widths:
                 try:
-                    rows.append(measure(name, d_model, n_tokens, arguments.turns))
+                    rows.append(measure(name, d_model, n_bytes, arguments.turns))
                 except ConfigError as error:
                     print(f"{name} at d_model={d_model}: {error}", flush=True)
                     continue
                 print(json.dumps(rows[-1]), flush=True)
     if arguments.keep:
-        within = {f"{r['model']} d={r['d_model']} T={r['update_tokens']}": r["ratio"] for r in rows}
+        within = {f"{r['model']} d={r['d_model']} T={r['update_bytes']}": r["ratio"] for r in rows}
         figures = {"bar": BAR, "within": sum(ratio <= BAR for ratio in within.values()), "of": len(rows), **within}
         question = "How many times the time of their matrix products do forward and backward take?"
         keep("efficiency", question, figures, rows)

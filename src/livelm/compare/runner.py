@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 from livelm.config import Recipe, validate
@@ -79,7 +80,9 @@ class Turns:
     def __enter__(self) -> "Turns":
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
 
