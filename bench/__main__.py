@@ -20,6 +20,8 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.signals", "--keep"], SHAKESPEARE),
     (["bench.gate", str(SHAKESPEARE), "--keep"], SHAKESPEARE),
     (["bench.gate", str(SHAKESPEARE), "--kinds", "line", "--gate", "low", "--keep"], SHAKESPEARE),
+    (["bench.looped", "switches", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-switches"], SHAKESPEARE),
+    (["bench.efficiency", "--keep"], None),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),
     (["bench.crawl", "--keep"], PAGES),

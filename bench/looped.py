@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.learn import run_once
+from bench.prequential import read_once
 from bench.record import keep
 from livelm.config import load_recipe
 from livelm.parts import Parts, build_parts
@@ -49,21 +49,16 @@ def settings(model: list[str], arguments: argparse.Namespace) -> list[str]:
     return [*[f"model.{setting}" for setting in model], *arguments.changes, *fixed]
 
 
-def measure(name: str, model: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One arm with every seed."""
-    changes = settings(model, arguments)
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    runs = [run_once(RECIPE, "tiny", [*changes, f"run.seed={seed}"]) for seed in seeds]
-    bits = [run["bits_per_byte"] for run in runs]
-    n_parameters, flops = sizes(model, arguments)
-    return {
-        "arm": name,
-        "bits_per_byte": round(statistics.mean(bits), 4),
-        "sd": round(statistics.stdev(bits), 4) if len(bits) > 1 else 0.0,
-        "dense_parameters": n_parameters,
-        "flops_per_token": flops,
-        "each": [round(b, 4) for b in bits],
-    }
+def measure(arms: dict[str, list[str]], arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Bits per byte of every arm with every seed; all arms take a seed before the next one begins."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        for name, model in arms.items():
+            changes = [*settings(model, arguments), f"run.seed={seed}"]
+            bits = read_once(load_recipe(RECIPE, "tiny", changes)).bits_per_byte
+            found[name].append(round(bits, 4))
+            print(json.dumps({"seed": seed, "arm": name, "bits_per_byte": found[name][-1]}), flush=True)
+    return found
 
 
 def sizes(model: list[str], arguments: argparse.Namespace) -> tuple[int, int]:
@@ -104,15 +99,26 @@ def time_ratio(model: list[str], base: list[str], arguments: argparse.Namespace)
 def compare(arms: dict[str, list[str]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every arm against the first: difference of the means, in bits per byte, with its standard error by seed."""
     rows: list[dict[str, Any]] = []
-    base = next(iter(arms.values()))
+    each = measure(arms, arguments)
+    first = next(iter(arms))
     for name, model in arms.items():
-        row = measure(name, model, arguments)
-        differences = [b - a for a, b in zip(rows[0]["each"] if rows else row["each"], row["each"], strict=True)]
-        row["more_bits"] = round(statistics.mean(differences), 4)
-        row["error"] = round(statistics.stdev(differences) / len(differences) ** 0.5, 4) if len(differences) > 1 else 0
-        row["time_ratio"] = time_ratio(model, base, arguments)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        bits = each[name]
+        differences = [b - a for a, b in zip(each[first], bits, strict=True)]
+        n_parameters, flops = sizes(model, arguments)
+        rows.append(
+            {
+                "arm": name,
+                "bits_per_byte": round(statistics.mean(bits), 4),
+                "sd": round(statistics.stdev(bits), 4) if len(bits) > 1 else 0.0,
+                "dense_parameters": n_parameters,
+                "flops_per_token": flops,
+                "each": bits,
+                "more_bits": round(statistics.mean(differences), 4),
+                "error": round(statistics.stdev(differences) / len(bits) ** 0.5, 4) if len(bits) > 1 else 0.0,
+                "time_ratio": time_ratio(model, arms[first], arguments),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 

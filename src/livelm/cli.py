@@ -15,16 +15,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from livelm.compare.arms import make_arms, unknown_settings
+from livelm.compare.contest import Contest
+from livelm.compare.rules import Equal, Rules, parse_rates
+from livelm.compare.seeds import contest_json, contest_table
 from livelm.config import FeedSettings, load_optional, load_recipe, parse_budget, validate
 from livelm.doctor import examine
 from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
 from livelm.evaluate.baselines import measure
 from livelm.evaluate.generate import generate as sample
 from livelm.evaluate.grade import grade
-from livelm.evaluate.plot import plot_compare, plot_run
+from livelm.evaluate.plot import plot_compare, plot_run, plot_seeds
 from livelm.evaluate.report import compare_json, compare_table, shared_bytes, show_table
 from livelm.feed import Prefetch, batches
-from livelm.folder import RunFolder
+from livelm.folder import RunFolder, unused_folder
 from livelm.run import fork as fork_session
 from livelm.run import load, run_session, start
 from livelm.run import resume as resume_session
@@ -114,15 +118,36 @@ def show(
 
 @app.command()
 def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...")],
-    png: Annotated[Path | None, typer.Option(help="Draw all runs into one picture.")] = None,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN... | SOURCE...", help="Runs; with --models, a stream.")
+    ],
+    models: Annotated[str, typer.Option(help="Train these on SOURCE: transformer,worker or recipe files.")] = "",
+    budget: For = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every model.")] = 3,
+    equal: Annotated[Equal, typer.Option(help="What all models have equal.")] = Equal.TIME,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates tried for every model; or: recipe.")
+    ] = "1e-3,2e-3,4e-3,8e-3",
+    pilot: Annotated[str, typer.Option(help="How long each rate is tried (default: a tenth of --for).")] = "",
+    changes: Set = [],  # noqa: B006 - typer reads it
+    size: Size = "tiny",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each learner.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where the runs are kept (default: runs/<time>-compare).")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw everything into one picture.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs on equal prefixes of what they read."""
+    """Compare runs on equal prefixes of what they read; or, with --models, train architectures side by side."""
+    if models:
+        rules = Rules(equal=equal, budget=budget, seeds=seeds, rates=parse_rates(rates), pilot=pilot)
+        names = [name.strip() for name in models.split(",") if name.strip()]
+        arms = make_arms(names, size, [*changes, f"run.threads={threads}"], _absolute(paths))
+        contest = Contest(arms, rules, out or unused_folder("compare"), Stop(), notes=unknown_settings(arms, changes))
+        _compare_models(contest, png, as_json)
+        return
     if len(paths) < 2:
-        raise ConfigError("compare needs at least two runs.")
-    shared = shared_bytes({str(path): _fold(path) for path in paths})
-    folds = {str(path): _fold(path, shared) for path in paths}
+        raise ConfigError("compare needs at least two runs, or --models and a SOURCE.")
+    shared = shared_bytes({path: _fold(Path(path)) for path in paths})
+    folds = {path: _fold(Path(path), shared) for path in paths}
     if as_json:
         _print_json(compare_json(folds))
         return
@@ -320,6 +345,24 @@ def _drive(open_session: Any, as_json: bool) -> None:
         where = session.folder.path
         if not as_json and where.exists() and session.n_batches:
             typer.echo(f"kept in {where}; look: livelm show {where}; go on: livelm resume {where}", err=True)
+
+
+def _compare_models(contest: Contest, png: Path | None, as_json: bool) -> None:
+    """Run it, then write table.json and curves.png beside the runs; what is done is kept, whatever ends it."""
+    contest.stop.install()
+    for sentence in contest.run():
+        typer.echo(sentence, err=True)  # the table, or the one object, has standard output for itself
+    if not contest.folds():
+        typer.echo(f"livelm: {contest.stop.reason}: nothing to compare yet.", err=True)
+        return
+    found = contest_json(contest)
+    (contest.folder / "table.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    plot_seeds(contest.folds(), found["baselines"] or {}, png or contest.folder / "curves.png")
+    if as_json:
+        _print_json(found)
+        return
+    Console().print(contest_table(found))
+    typer.echo(f"kept in {contest.folder}: every run, table.json, {(png or Path('curves.png'))}", err=True)
 
 
 def _is_screen() -> bool:

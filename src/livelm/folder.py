@@ -45,8 +45,7 @@ class RunFolder:
 
         Raises RunError when it holds a run already, StorageError when it cannot be written.
         """
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(path or _unused(Path("runs") / f"{stamp}-{recipe.name}"))
+        folder = RunFolder(path or unused_folder(recipe.name))
         if folder.recipe_path.exists() or folder.journal_path.exists():
             raise RunError(
                 f"{str(folder.path)!r} holds a run already. Go on with `livelm resume {folder.path}`, "
@@ -140,8 +139,9 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(f"the run directory {str(path)!r} cannot be written: {error.strerror or error}.")
 
 
-def _unused(path: Path) -> Path:
-    """The path, or with a number appended when something is there (two runs in one second)."""
+def unused_folder(name: str) -> Path:
+    """runs/<time>-<name>, with a number appended when something is there (two runs in one second)."""
+    path = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     candidate, n = path, 1
     while candidate.exists():
         n += 1

@@ -17,7 +17,11 @@ from livelm.types import Model, State
 N_VOCABULARY = 67
 SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 2, "context": 16}
 RECURRENT: dict[str, Any] = {"d_model": 32, "n_layers": 2, "d_head": 16}
-LOOPED: dict[str, Any] = {"d_model": 32, "n_heads": 2, "context": 8}
+LOOPED: dict[str, Any] = {
+    **{"d_model": 32, "n_heads": 2, "context": 8},
+    **{"loop_embedding": True, "residual_mix": True, "branch_gain": True, "query_gain": 1.5},
+    **{"n_exclusive": 1024, "n_valued": 2, "smear": "token", "logit_cap": 30.0},
+}
 PLAIN: dict[str, Any] = {
     **{"loop_embedding": False, "skips": False, "residual_mix": False, "branch_gain": False, "query_gain": 0.0},
     **{"n_exclusive": 0, "n_valued": 0, "smear": "none", "logit_cap": 0.0},

@@ -21,6 +21,7 @@ from typer.main import get_command
 from warcio.warcwriter import WARCWriter
 
 from livelm.cli import app
+from livelm.compare.arms import make_arms
 from livelm.config import load_recipe, parse_budget, validate
 from livelm.sources import SCHEMES, open_publisher, open_sources
 from livelm.sources.web.crawl_settings import CrawlSettings
@@ -100,6 +101,8 @@ def test_a_command_in_the_docs_exists_and_its_settings_are_right(line: Line) -> 
         sources = given["inputs"][has_recipe:]
         if not is_local(sources):
             open_sources(sources, recipe.source).close()
+    elif given.get("models"):
+        make_arms(given["models"].split(","), given["size"], given["changes"], given["paths"])
     elif line.words[0] == "crawl":
         contact = [f"source.crawl.contact={json.dumps(given['contact'])}"] if given["contact"] else []
         settings = load_recipe(None, "tiny", [*given["changes"], *contact]).source
@@ -115,6 +118,8 @@ def test_a_command_in_the_docs_works(
     line: Line, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, livelm_here: Callable[..., Said]
 ) -> None:
     given, verb = line.parse(), line.words[0]
+    if given.get("models"):
+        pytest.skip("minutes: tests/unit/test_compare.py makes a small comparison")
     sources = [s for s in given.get("sources", given.get("inputs", [])) if not s.endswith(".toml")]
     if not is_local(sources):
         pytest.skip("needs a network")

@@ -24,7 +24,11 @@ SETTINGS = [
 ]
 SIZES: dict[str, list[str]] = {
     "bit": ["d_model=32", "n_layers=2", "n_heads=2", "context=48"],
-    "looped": ["d_model=32", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
+    "looped": [
+        *("d_model=32", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256", "loop_embedding=true"),
+        *("residual_mix=true", "branch_gain=true", "query_gain=1.5", "n_exclusive=1024", "n_valued=2"),
+        *("smear=token", "logit_cap=30.0"),
+    ],
     "rwkv7": ["d_model=32", "n_layers=2", "d_head=16"],
     "transformer": ["d_model=32", "n_layers=2", "n_heads=2", "context=48", "ngrams=[2, 3]", "ngram_rows=256"],
     "worker": [

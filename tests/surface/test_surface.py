@@ -34,7 +34,10 @@ def test_verbs_and_their_options() -> None:
         "resume": {"--for", "--json"},
         "fork": {"--for", "--out", "--json"},
         "show": {"--png", "--json"},
-        "compare": {"--png", "--json"},
+        "compare": {
+            *("--equal", "--for", "--json", "--models", "--out", "--pilot", "--png", "--rates", "--seeds", "--set"),
+            *("--size", "--threads"),
+        },
         "eval": {"--for", "--threads", "--json"},
         "generate": {"--prompt", "--bytes", "--temperature", "--seed", "--json"},
         "crawl": {"--contact", "--for", "--json", "--out", "--set", "--to"},

@@ -60,8 +60,13 @@ PARAMETERS = {  # what each switch brings along
     "bigram": ["bigram.table", "bigram.project.weight", "bigram.scale"],
     "ngrams": ["ngrams.table"],
 }
-ALL: dict[str, Any] = {"n_kv_heads": 2, "bigram_rows": 101, "ngrams": (2, 3), "ngram_rows": 53}
+SWITCHES: dict[str, Any] = {
+    **{"loop_embedding": True, "residual_mix": True, "branch_gain": True, "query_gain": 1.5},
+    **{"n_exclusive": 1024, "n_valued": 2, "smear": "token", "logit_cap": 30.0},
+}
+ALL: dict[str, Any] = {**SWITCHES, "n_kv_heads": 2, "bigram_rows": 101, "ngrams": (2, 3), "ngram_rows": 53}
 PUBLISHED: dict[str, Any] = {
+    **SWITCHES,
     "n_heads": 16,
     "n_kv_heads": 8,
     "context": 2048,
@@ -231,7 +236,7 @@ def test_each_loop_adds_its_own_vector_where_it_begins() -> None:
 
 
 def test_loop_vectors_begin_small_and_orthogonal() -> None:
-    loops = Looped(LoopedConfig(), N_VOCABULARY).loops
+    loops = Looped(LoopedConfig(loop_embedding=True), N_VOCABULARY).loops
     assert loops is not None
     torch.testing.assert_close(loops @ loops.T, torch.eye(2) * 1e-4)
 

@@ -4,13 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from livelm.errors import RunError, StorageError
+from livelm.evaluate.intervals import LEVEL, t_quantile
 from livelm.evaluate.report import same_stream, shared_bytes
 from livelm.telemetry.fold import CurvePoint, Fold
 from livelm.telemetry.frame import NAMES, about, amount, bits, printable, ratio
@@ -89,6 +92,66 @@ def plot_compare(folds: Mapping[str, Fold], path: Path) -> None:
     )
     _headline(figure, left, sentence, "overall bits per byte, by what was read and by the time it took")
     _save(figure, path)
+
+
+def plot_seeds(groups: Mapping[str, Sequence[Fold]], baselines: Mapping[str, float], path: Path) -> None:
+    """Draw models, each with several seeds, into one PNG: overall bits per byte over bytes and over learning seconds.
+
+    A line is the mean over seeds, the band its confidence interval (`intervals.LEVEL`); `baselines` are levels by
+    name, drawn over the bytes. Raises RunError if nothing was graded, StorageError if it cannot be written.
+    """
+    curves = {name: [_learning(fold) for fold in folds] for name, folds in groups.items()}
+    curves = {name: runs for name, runs in curves.items() if runs and all(runs)}
+    if not curves:
+        raise RunError("nothing was graded yet in any of these runs, so there are no curves to draw")
+    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    labels, low, high = [], math.inf, 0.0
+    for (name, runs), style in zip(curves.items(), cycle((c, d) for d in _DASHES for c in _RUNS), strict=False):
+        for axes, x in ((left, 0), (right, 1)):
+            grid, mean, half = _band([[(point[x], point[2]) for point in run] for run in runs])
+            axes.plot(grid, mean, color=style[0], linestyle=style[1], linewidth=2)
+            axes.fill_between(grid, mean - half, mean + half, color=style[0], alpha=0.18, linewidth=0)
+            low, high = min(low, float(mean.min())), max(high, float(mean[0]))
+        end = sum(run[-1][2] for run in runs) / len(runs)
+        labels.append((end, name, style[0]))
+    for name, colour in _BASELINES.items():
+        if name in baselines:
+            left.axhline(baselines[name], color=colour, linewidth=1, linestyle=":")
+            labels.append((baselines[name], NAMES[name], colour))
+    low = min([low, *(y for y, _, _ in labels)])
+    _frame_axes(left, "bytes graded", low, min(high, 8.5))
+    _frame_axes(right, "seconds of learning", low, min(high, 8.5))
+    _byte_axis(left, [round(p[0]) for runs in curves.values() for run in runs for p in run])
+    right.set_xlim(left=0)
+    left.set_ylabel("bits per byte, overall")
+    _label_ends(right, labels)
+    best = min(labels[: len(curves)])
+    sentence = f"{_short(best[1])}: {bits(best[0])} bits per byte at the end of its budget, the lowest of {len(curves)}"
+    n_seeds = max(len(runs) for runs in curves.values())
+    band = f"{100 * LEVEL:g} % interval (Student's t)" if n_seeds > 1 else "no interval"
+    _headline(figure, left, sentence, f"mean of {n_seeds} seeds, {band}; dotted: compressors on the shared bytes")
+    _save(figure, path)
+
+
+def _learning(fold: Fold) -> list[tuple[float, float, float]]:
+    """(bytes, seconds, bits per byte) along a run; what its last checkpoint took is no learning."""
+    points: list[tuple[float, float, float]] = [(p.n_bytes, p.at_s, p.bits_per_byte) for p in _visible(fold)]
+    if len(points) > 1 and fold.bytes_per_s:
+        (n, at_s, _), (n_bytes, end_s, cost) = points[-2:]
+        points[-1] = n_bytes, min(end_s, at_s + (n_bytes - n) / fold.bytes_per_s), cost
+    return points
+
+
+def _band(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[Any, Any, Any]:
+    """Mean and half the confidence interval of several curves, where all of them have a value."""
+    begin, end = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
+    grid = np.geomspace(max(begin, 1e-3), max(end, begin, 2e-3), 256)
+    values = np.array([np.interp(grid, [x for x, _ in run], [y for _, y in run]) for run in runs])
+    if len(runs) < 2:
+        return grid, values[0], np.zeros_like(grid)
+    half = t_quantile(LEVEL, len(runs) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(runs))
+    return grid, values.mean(axis=0), half
 
 
 def _sentence(fold: Fold) -> str:

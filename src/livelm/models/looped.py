@@ -1,7 +1,8 @@
 """Flat blocks around shared blocks that run in loops: depth that costs time but no parameters.
 
 After the Crawler Transformer (parameter-golf #1579): 3 flat and 2 shared blocks visited twice are 7 layers deep. Its
-ten additions to the plain transformer are fields here, each of which can be off; bench/looped.py measures each.
+ten additions to the plain transformer are fields here; bench/looped.py measures each. By default only those are on
+that were measured to pay: the skips (LOG, 25 November).
 """
 
 from dataclasses import dataclass
@@ -52,25 +53,25 @@ class LoopedConfig(Settings):
     """A token sees itself and the context - 1 tokens before it, in every layer."""
     tied: bool = False
     """Use the token table as the output matrix too."""
-    loop_embedding: bool = True
+    loop_embedding: bool = False
     """Add a learned vector at the start of each loop, so that shared blocks can tell the loops apart."""
     skips: bool = True
     """U-Net: what the first half of the layers wrote is added before those of the second half, last one first."""
-    residual_mix: bool = True
+    residual_mix: bool = False
     """Before each block, mix the stream with what the first block read, channel by channel."""
-    branch_gain: bool = True
+    branch_gain: bool = False
     """Learn a gain per channel for what attention, and what the feed-forward layer, adds to the stream."""
-    query_gain: Annotated[float, Field(ge=0, le=100)] = 1.5
-    """First value of a learned gain of each head's queries; 0: no gain."""
-    n_exclusive: Count = 1024
+    query_gain: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """First value of a learned gain of each head's queries (published: 1.5); 0: no gain."""
+    n_exclusive: Count = 0
     """In this many last layers (or all), take a token's own value out of what attention found (XSA); 0: in none."""
-    n_valued: Count = 2
+    n_valued: Count = 0
     """In this many last layers (or all), add a learned vector per token to its value; 0: in none."""
     d_valued: Positive = 128
     """Width of the table of those vectors, before the projection to the width of the values."""
-    smear: Literal["none", "channel", "token"] = "token"
+    smear: Literal["none", "channel", "token"] = "none"
     """Blend with the position before: half and half at first, by channel; or nothing at first, gated by token."""
-    logit_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    logit_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Bound logits softly: cap * tanh(logit / cap); 0: no bound."""
     bigram_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of a hashed table of token pairs (2 or more), projected to d_model; 0: no such table."""

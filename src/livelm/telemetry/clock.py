@@ -1,6 +1,7 @@
 """Where the time of a run goes: active seconds, and spans of waiting, scoring, updating, saving and journalling."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 
 from livelm.types import Record
@@ -27,6 +28,15 @@ class Clock:
     def span(self, name: str) -> AbstractContextManager[None]:
         """Count the time of the body as one of SPANS; a span does not contain itself."""
         return self._spans[name]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the body does not count, in no span either: another run has its turn."""
+        begin = monotonic()
+        try:
+            yield
+        finally:
+            self._began += monotonic() - begin
 
     def report_due(self) -> bool:
         """Whether the last report lies REPORT_S or more back."""

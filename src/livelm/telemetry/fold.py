@@ -65,6 +65,7 @@ class Fold:
         self.gradient_norm = self.rate = None
         self.skipped: str | None = None  # why, at the latest skipped update
         self.resident_bytes: int | None = None
+        self.peak_resident_bytes: int | None = None
         self.said: Mapping[str, Any] = {}
         """What the source last said of itself: counters and gauges, `drops` by reason."""
         self.baselines: dict[int, dict[str, float | None]] = {}
@@ -247,6 +248,7 @@ class Fold:
 
     def _take_memory(self, record: Mapping[str, Any]) -> None:
         self.resident_bytes = int(record["resident_bytes"])
+        self.peak_resident_bytes = max(self.resident_bytes, self.peak_resident_bytes or 0)
 
     def _take_source(self, record: Mapping[str, Any]) -> None:
         self.said = record["said"]

@@ -1,0 +1,1 @@
+"""Compare architectures: the same stream, the same clock, turn by turn, several seeds."""
