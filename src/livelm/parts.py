@@ -14,7 +14,7 @@ from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, validate
 from livelm.errors import ConfigError
-from livelm.learn import Learner, Optimizer
+from livelm.learn import Learner, Optimizer, apply_policy, learning_kinds, settings_for
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
@@ -33,6 +33,8 @@ class Parts:
     optimizer: Optimizer
     rate_factor: Callable[[int, float], float]
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
+    flops_per_token: int
+    """Of a forward pass at full context, without what adapters add."""
 
     def learner(self, elapsed: Callable[[], float]) -> Learner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
@@ -46,9 +48,12 @@ def build_parts(recipe: Recipe) -> Parts:
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
     make_model, model_settings = _resolve(MODELS, recipe.model, "model")
+    model_settings = settings_for(recipe.learn.policy, recipe.model.name, model_settings)
     _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
     torch.manual_seed(recipe.run.seed)
     model = make_model(model_settings, tokenizer.n_vocabulary)
+    flops_per_token = model.flops_per_token()
+    apply_policy(recipe.learn.policy, model)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -65,8 +70,8 @@ def build_parts(recipe: Recipe) -> Parts:
             "schedule": _part(recipe.schedule.name, schedule),
         }
     )
-    optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, schedule.factor)
+    optimizer = make_optimizer(optimizer_settings, learning_kinds(model))
+    return Parts(resolved, tokenizer, model, optimizer, schedule.factor, flops_per_token)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
@@ -78,8 +83,9 @@ def run_record(parts: Parts, source: Source, run: str) -> Record:
         "run": run,
         "recipe": parts.recipe.model_dump(mode="json"),
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "n_vocabulary": parts.tokenizer.n_vocabulary,
-        "flops_per_token": model.flops_per_token(),
+        "flops_per_token": parts.flops_per_token,
         "context_reach": model.context_reach,
         "stream": source.describe(),
         "bounded": source.bounded,

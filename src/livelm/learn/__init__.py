@@ -3,5 +3,18 @@
 from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sync_path
 from livelm.learn.guard import Guard
 from livelm.learn.learner import Learner, Optimizer
+from livelm.learn.policy import apply_policy, inherit, learning_kinds, settings_for
 
-__all__ = ["Guard", "Learner", "Optimizer", "list_checkpoints", "load_checkpoint", "save_checkpoint", "sync_path"]
+__all__ = [
+    "Guard",
+    "Learner",
+    "Optimizer",
+    "apply_policy",
+    "inherit",
+    "learning_kinds",
+    "list_checkpoints",
+    "load_checkpoint",
+    "save_checkpoint",
+    "settings_for",
+    "sync_path",
+]

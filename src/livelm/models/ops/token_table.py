@@ -136,8 +136,9 @@ class _Nats(torch.autograd.Function):
         h, weight, targets, exps, total = ctx.saved_tensors
         grad = grads[0][:, None]
         share = grad / total[:, None]
-        ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
-        ctx.parts.rows.append((targets, h * -grad))
+        if ctx.needs_input_grad[1]:  # a frozen table learns nothing, and nobody would fetch the parts
+            ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
+            ctx.parts.rows.append((targets, h * -grad))
         return (exps @ weight).float() * share - weight[targets].float() * grad, None, None
 
 
