@@ -88,14 +88,15 @@ def resume(path: RunPath, budget: For = "", as_json: AsJson = False) -> None:
 
 @app.command()
 def fork(
-    path: RunPath,
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a file of RWKV-7 weights.")],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    changes: Set = [],  # noqa: B006 - typer reads it
     budget: For = "",
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin a new run on another stream with what a run has learned."""
-    _drive(lambda stop: fork_session(path, _absolute(sources), out, budget, stop), as_json)
+    _drive(lambda stop: fork_session(path, _absolute(sources), out, budget, stop, changes), as_json)
 
 
 @app.command()

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from livelm.errors import ConfigError, Unavailable
 
@@ -93,8 +93,19 @@ class FeedSettings(Settings):
     """Batches prepared ahead in the background."""
 
 
+def _known_policy(text: str) -> str:
+    if not re.fullmatch(r"all|state|head|(last|lora):[1-9]\d{0,5}", text):
+        raise ValueError("write all, state, head, last:N or lora:R, such as last:1 or lora:4")
+    return text
+
+
 class LearnSettings(Settings):
-    """How an update is taken, and when it is refused."""
+    """What an update changes, and when it is refused."""
+
+    policy: Annotated[str, AfterValidator(_known_policy)] = "all"
+    """What learns: `all`; `state` (what documents begin with; rates of 1 to 0.01 suit it); `head`; `last:N` (the last
+    N layers and the head); `lora:R` (adapters of rank R beside the linear maps of all layers). The rest stays as it is.
+    """
 
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
@@ -196,6 +207,14 @@ def load_recipe(path: Path | None, size: str, changes: Sequence[str] = ()) -> Re
     values = _read_size(size)
     if path is not None:
         values.update(load_toml(path))
+    for change in changes:
+        _apply(values, change)
+    return validate(Recipe, values, "")
+
+
+def change_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """The recipe with `--set` changes, in order. Raises ConfigError naming the key and value at fault."""
+    values = {name: value for name, value in recipe.model_dump(mode="json").items() if value is not None}
     for change in changes:
         _apply(values, change)
     return validate(Recipe, values, "")

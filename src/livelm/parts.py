@@ -15,7 +15,7 @@ from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
 from livelm.errors import ConfigError
-from livelm.learn import Growth, Learner, Optimizer
+from livelm.learn import Growth, Learner, Optimizer, apply_policy, learning_kinds, settings_for
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
@@ -41,6 +41,8 @@ class Parts:
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
     make_optimizer: Callable[[dict[str, Any]], Optimizer]
     """From the kinds of parameters of a model."""
+    flops_per_token: int
+    """Of a forward pass at full context, without what adapters add."""
 
     def learner(self, elapsed: Callable[[], float]) -> Learner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
@@ -62,19 +64,18 @@ class Parts:
 
 def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
-    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
-        raise ConfigError(
-            f"signals.gate is {recipe.signals.gate!r} and feed.lanes is {recipe.feed.lanes}: lanes learn together, so "
-            "none of them can be refused alone. Take feed.lanes=1, or signals.gate=off."
-        )
+    _refuse_conflicts(recipe)
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
     make_model, model_settings = _resolve(MODELS, recipe.model, "model")
+    model_settings = settings_for(recipe.learn.policy, recipe.model.name, model_settings)
     _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
     torch.manual_seed(recipe.run.seed)
     model = make_model(model_settings, tokenizer.n_vocabulary)
     _require(model, tokenizer)
+    flops_per_token = model.flops_per_token()
+    apply_policy(recipe.learn.policy, model)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -92,8 +93,9 @@ def build_parts(recipe: Recipe) -> Parts:
         }
     )
     made = partial(make_optimizer, optimizer_settings)
-    optimizer = made(model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, model_settings.warnings(), schedule.factor, made)
+    optimizer = made(learning_kinds(model))
+    warnings = model_settings.warnings()
+    return Parts(resolved, tokenizer, model, optimizer, warnings, schedule.factor, made, flops_per_token)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
@@ -105,8 +107,9 @@ def run_record(parts: Parts, source: Source, run: str) -> Record:
         "run": run,
         "recipe": parts.recipe.model_dump(mode="json"),
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "n_vocabulary": parts.tokenizer.n_vocabulary,
-        "flops_per_token": model.flops_per_token(),
+        "flops_per_token": parts.flops_per_token,
         "context_reach": model.context_reach,
         "stream": source.describe(),
         "bounded": source.bounded,
@@ -138,6 +141,20 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _refuse_conflicts(recipe: Recipe) -> None:
+    """Raise ConfigError for sections that cannot go together."""
+    if recipe.signals.gate != "off" and recipe.feed.lanes > 1:
+        raise ConfigError(
+            f"signals.gate is {recipe.signals.gate!r} and feed.lanes is {recipe.feed.lanes}: lanes learn together, so "
+            "none of them can be refused alone. Take feed.lanes=1, or signals.gate=off."
+        )
+    if recipe.grow.steps and recipe.learn.policy != "all":
+        raise ConfigError(
+            f"grow.steps is {list(recipe.grow.steps)} and learn.policy {recipe.learn.policy!r}: a model can only grow "
+            "while all of it learns. Leave grow.steps empty, or take learn.policy=all."
+        )
 
 
 def _require(model: Any, tokenizer: Tokenizer) -> None:

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from livelm.config import Budget, Recipe, parse_budget
+from livelm.config import Budget, Part, Recipe, change_recipe, load_recipe, parse_budget
 from livelm.errors import SourceError
 from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch, batches
 from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Learner
+from livelm.learn import Learner, inherit
+from livelm.models.rwkv7_checkpoints import infer_config, read_tensors, to_native
 from livelm.parts import Parts, build_parts, run_record
 from livelm.session import Session, Stop
 from livelm.sources import open_sources
@@ -126,27 +127,62 @@ def resume(path: Path, more: str, stop: Stop) -> Session:
         raise
 
 
-def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: Stop) -> Session:
-    """Begin a new run on another stream with the weights and the optimizer of an existing one."""
-    origin = RunFolder.open(path)
-    recipe, tree = origin.recipe(), origin.newest_checkpoint()
-    changed = recipe.model_copy(
-        update={
-            "source": recipe.source.model_copy(update={"uris": tuple(uris)}),
-            "run": recipe.run.model_copy(update={"budget": budget}),
-        }
+def fork(
+    path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: Stop, changes: Sequence[str] = ()
+) -> Session:
+    """Begin a new run on another stream with what a run has learned, or with published RWKV-7 weights (a file).
+
+    `changes` are `--set` changes of the run's recipe. While model, policy and optimizer stay, the optimizer goes on as
+    if nothing had changed; otherwise it, the guard and the schedule begin anew. Raises what `start` does, RunError and
+    CheckpointError for a run or weights that cannot be taken over, naming what does not fit.
+    """
+    recipe, learned, origin = _published(path) if path.is_file() else _learned(path)
+    changed = change_recipe(
+        recipe.model_copy(
+            update={
+                "source": recipe.source.model_copy(update={"uris": tuple(uris)}),
+                "run": recipe.run.model_copy(update={"budget": budget}),
+            }
+        ),
+        changes,
     )
+    same = (changed.model, changed.learn.policy) == (recipe.model, recipe.learn.policy)
     session = start(changed, out, stop)
     try:
-        session.growth.load_state_dict(tree["growth"])
-        session.learner.load_state_dict(tree["learner"])
+        if not same:
+            session.learner.load_weights({"model": inherit(learned["model"], session.learner.model)})
+        else:
+            if "growth" in learned:
+                session.growth.load_state_dict(learned["growth"])
+            if changed.optimizer == recipe.optimizer and "optimizer" in learned:
+                session.learner.load_state_dict(learned)
+            else:
+                session.learner.load_weights(learned)
     except BaseException:
         session.close()
         session.folder.discard()
         raise
     session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
-    session.opening[0] = {**session.opening[0], "forked_from": tree["run"], "forked_at_batch": tree["n_batches"]}
+    session.opening[0] |= origin
     return session
+
+
+def _learned(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
+    """Recipe of a run, what its learner had learned, and what record 0 of a fork says about it."""
+    folder = RunFolder.open(path)
+    tree = folder.newest_checkpoint()
+    learned = {**tree["learner"], "growth": tree["growth"]}
+    return folder.recipe(), learned, {"forked_from": tree["run"], "forked_at_batch": tree["n_batches"]}
+
+
+def _published(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
+    """The same of published weights: a recipe of their sizes, the weights, the name of the file."""
+    tensors = to_native(read_tensors(path), str(path))
+    sizes, _ = infer_config(tensors, str(path))
+    recipe = load_recipe(None, "tiny")
+    model = Part(name="rwkv7", **sizes.model_dump(mode="json", exclude_none=True))
+    learned = {"model": {name: tensor.float() for name, tensor in tensors.items()}}
+    return recipe.model_copy(update={"name": path.stem, "model": model}), learned, {"forked_from": path.name}
 
 
 def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,6 +218,17 @@ class Batch:
         object.__setattr__(self, "n_graded_bytes", int(self.n_bytes.numpy().sum()))
 
 
+class Outline(NamedTuple):
+    """The parts of a model that a policy of learning (`learn.policy`) can single out."""
+
+    layers: tuple[torch.nn.Module, ...]
+    """What the stream goes through, each module once, in the order in which it first meets them."""
+    head: tuple[torch.nn.Module | torch.nn.Parameter, ...]
+    """What makes logits of the stream after the last layer; the token table too, where it is tied."""
+    initial: tuple[torch.nn.Parameter, ...]
+    """What every document begins with, where that is trained (`model.initial_state` is `learned`)."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """A next-token predictor that carries state. Implementations are `torch.nn.Module`s."""
@@ -260,6 +271,10 @@ class Model(Protocol):
         The kinds are `matrix`, `table`, `vector`, `rows` (a table with row-sparse gradients) and `deferred` (a table
         that leaves its gradient in factors, see `models.ops.token_table`).
         """
+        ...
+
+    def outline(self) -> Outline:
+        """Its layers, its head and what is trained of its initial state."""
         ...
 
 

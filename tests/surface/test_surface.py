@@ -32,7 +32,7 @@ def test_verbs_and_their_options() -> None:
     assert found == {
         "run": COMMON,
         "resume": {"--for", "--json"},
-        "fork": {"--for", "--out", "--json"},
+        "fork": {"--for", "--out", "--json", "--set"},
         "show": {"--png", "--json"},
         "compare": {
             *("--equal", "--for", "--json", "--models", "--out", "--pilot", "--png", "--rates", "--seeds", "--set"),
@@ -62,7 +62,7 @@ def test_recipe_keys() -> None:
         "model": ["name"],
         "optimizer": ["name"],
         "schedule": ["name"],
-        "learn": ["clip", "explosion"],
+        "learn": ["clip", "explosion", "policy"],
         "grow": ["gain", "rate_factor", "steps", "warmup", "window_bytes"],
         "checkpoint": ["every_s", "keep"],
         "spool": ["max_bytes", "segment_bytes"],
@@ -109,8 +109,8 @@ def test_exit_codes() -> None:
 
 FIELDS = {
     "run": {
-        "bounded", "commit", "context_reach", "flops_per_token", "kind", "machine", "n_parameters", "n_vocabulary",
-        "recipe", "replayable", "run", "schema", "seq", "stream", "versions",
+        "bounded", "commit", "context_reach", "flops_per_token", "kind", "machine", "n_parameters", "n_trainable",
+        "n_vocabulary", "recipe", "replayable", "run", "schema", "seq", "stream", "versions",
     },
     "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
     "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},

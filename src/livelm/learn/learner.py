@@ -194,6 +194,8 @@ class Learner:
     def _backward(self, loss: Tensor) -> tuple[float, str | None]:
         if not math.isfinite(float(loss.detach())):
             return math.nan, "the loss is not finite"
+        if not loss.requires_grad:  # nothing that learns had a part in it: workers' state, and no worker was there
+            return 0.0, None
         loss.backward()
         # rows touched by chance (n-gram tables) have sparse gradients and a learning rule that needs no clipping
         dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]

@@ -27,7 +27,7 @@ from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.grid import ages, take
 from livelm.models.ops.patches import Layout, number_patches
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference
-from livelm.types import State, Tokenizer
+from livelm.types import Outline, State, Tokenizer
 
 Positive = Annotated[int, Field(ge=1)]
 CERTAIN = 30.0
@@ -284,3 +284,7 @@ class Bit(nn.Module):
             else:
                 kinds["vector" if parameter.dim() == 1 else "matrix"].append((name, parameter))
         return kinds
+
+    def outline(self) -> Outline:
+        """Its blocks; norm and the rows of the begun bytes; every document begins with nothing (see `types.Model`)."""
+        return Outline(tuple(self.blocks), (self.norm, self.nodes), ())

@@ -16,12 +16,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
+from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.exclusive import exclude_own
 from livelm.models.ops.previous import previous
-from livelm.types import State
+from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -81,6 +82,10 @@ class LoopedConfig(Settings):
     """Orders n of hashed n-gram embeddings as wide as the stream, as `transformer` has them; none by default."""
     ngram_rows: Positive = 32_768
     """Rows of the table of each order; a row holds 2 d_model numbers."""
+    initial_state: Literal["zero", "learned"] = "zero"
+    """What a document begins with: nothing, or trained keys and values in each block (`models.initial`)."""
+    n_initial: Positive = 8
+    """Trained keys and values of each head that a learned initial state has."""
 
     @model_validator(mode="after")
     def _fit(self) -> "LoopedConfig":
@@ -141,6 +146,8 @@ class Attention(nn.Module):
         self.project = linear(c.d_model, (c.n_heads + 2 * c.kv_heads) * c.d_head)
         self.out = silent_linear(c.d_model, c.d_model)
         self.query_gain = nn.Parameter(torch.full((c.n_heads, 1), c.query_gain)) if c.query_gain else None
+        sizes = (c.n_heads, c.n_initial, c.d_head, c.d_head)
+        self.initial = InitialMemory(*sizes) if c.initial_state == "learned" else None
 
     def forward(
         self, x: Float[Tensor, "B T D"], visit: Visit
@@ -149,7 +156,9 @@ class Attention(nn.Module):
         c = self.config
         heads = self.project(x).unflatten(-1, (-1, c.d_head))  # (B, T, heads, d_head)
         compared, own = heads.split([c.n_heads + c.kv_heads, c.kv_heads], dim=2)
-        compared = rotate(rms_norm(compared), visit.angles)
+        compared = rms_norm(compared)
+        asked = compared[:, :, : c.n_heads]
+        compared = rotate(compared, visit.angles)
         q, k = compared.split([c.n_heads, c.kv_heads], dim=2)
         if self.query_gain is not None:
             q = q * self.query_gain
@@ -159,6 +168,8 @@ class Attention(nn.Module):
         found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visit.bias).transpose(1, 2)
         if visit.exclusive:
             found = exclude_own(found, own)
+        if self.initial is not None:
+            found = found + self.initial(asked)
         return self.out(found.flatten(2)), k, v
 
 
@@ -378,6 +389,8 @@ class Looped(nn.Module):
         c = self.config
         d, kv = c.d_model, c.kv_heads * c.d_head
         block = 2 * d * d + 2 * d * kv + 2 * d * (c.d_ff or 4 * d) + 2 * d * c.context
+        if c.initial_state == "learned":
+            block += 2 * c.n_initial * d
         bigram = c.d_bigram * d if c.bigram_rows else 0
         valued = c.d_valued * kv if c.n_valued else 0
         return 2 * (len(c.visits) * block + bigram + valued + d * self.n_vocabulary)
@@ -394,3 +407,7 @@ class Looped(nn.Module):
             else:
                 kinds["matrix" if name.endswith(matrices) else "vector"].append((name, parameter))
         return kinds
+
+    def outline(self) -> Outline:
+        """Its blocks, a shared one once; norm and output matrix (see `types.Model`)."""
+        return Outline(tuple(self.blocks), (self.norm, self.head or self.embed), initial_parameters(self.blocks))

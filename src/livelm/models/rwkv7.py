@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from livelm.config import Settings
 from livelm.models.layers import nats_of
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Layout, Streams, make_layout, rwkv7
-from livelm.types import State
+from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
 NORM_EPS, HEAD_NORM_EPS = 1e-5, 64e-5  # of the published checkpoints
@@ -40,7 +40,7 @@ class RWKV7Config(Settings):
     gate_rank: Positive | None = None
     """Of the map from a token to the gate of what was read."""
     initial_state: Literal["zero", "learned"] = "zero"
-    """What a document begins with: nothing, or a trained matrix per head (`RWKV7.initial_states`)."""
+    """What a document begins with: nothing, or a trained matrix per head (what it learns shows at once)."""
 
     @model_validator(mode="after")
     def _fit(self) -> "RWKV7Config":
@@ -131,19 +131,20 @@ class TimeMix(nn.Module):
     def _recur(self, x: Streams, layout: Layout, state: State) -> tuple[Float[Tensor, "B T H N"], State]:
         """What is read from the carried matrix, and the state after the last token.
 
-        A matrix depends linearly on the one its document began with, so what has become of an identity since then
-        (`influence`) gives a learned initial state its gradient in every batch, not only where a document starts.
+        A matrix depends linearly on the one its document began with: S = rest + begin @ influence, where the influence
+        is what has become of an identity since then. Both are carried, so a learned initial state has its gradient in
+        every batch, and what it learns shows at once, not only where the next document starts.
         """
         if self.time_state is None:
             read, matrix = rwkv7(x, layout, state["matrix"])
             return read, {"matrix": matrix.detach()}
         n, begin = self.config.d_head, self.time_state
-        matrix = state["matrix"] + (begin - begin.detach()).float() @ state["influence"]  # adds 0, and a gradient
-        identity = torch.eye(n, device=begin.device).expand_as(begin)
-        both = torch.cat([matrix, state["influence"]], dim=2)  # rows do not mix: one recurrence carries both
-        read, both = rwkv7(x._replace(v=F.pad(x.v, (0, n))), layout, both, torch.cat([begin.float(), identity], dim=1))
+        fresh = torch.eye(2 * n, n, device=begin.device).roll(n, dims=0).expand(len(begin), -1, -1)  # nothing, identity
+        both = torch.cat([state["matrix"], state["influence"]], dim=2)  # rows do not mix: one recurrence carries both
+        read, both = rwkv7(x._replace(v=F.pad(x.v, (0, n))), layout, both, fresh)
         matrix, influence = both.detach().split(n, dim=2)
-        return read[..., :n], {"matrix": matrix.contiguous(), "influence": influence.contiguous()}
+        read = read[..., :n] + (begin.to(read.dtype) @ read[..., n:, None])[..., 0]
+        return read, {"matrix": matrix.contiguous(), "influence": influence.contiguous()}
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -218,17 +219,15 @@ class RWKV7(nn.Module):
         nn.init.normal_(self.head.weight, std=0.1 * config.d_model**-0.5)  # first logits of std 0.1: loss ln V + 0.005
 
     def init_state(self, n_lanes: int) -> State:
-        """The last inputs of both mixers (zero), and the matrices as before a document; float32."""
+        """The last inputs of both mixers, the matrices and what a learned start is to them, as before a document."""
         c, device = self.config, self.emb.weight.device
         state: State = {}
-        for i, block in enumerate(self.blocks):
+        for i in range(c.n_layers):
             for name in ("att", "ffn"):
                 state[f"{name}_shift.{i}"] = torch.zeros(n_lanes, c.d_model, device=device)
             matrix = torch.zeros(n_lanes, c.n_heads, c.d_head, c.d_head, device=device)
-            learned: Tensor | None = block.att.time_state  # type: ignore[union-attr]
-            if learned is not None:
+            if c.initial_state == "learned":
                 state[f"influence.{i}"] = matrix + torch.eye(c.d_head, device=device)
-                matrix = matrix + learned.detach().float()
             state[f"matrix.{i}"] = matrix
         return state
 
@@ -267,12 +266,12 @@ class RWKV7(nn.Module):
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, token by token.
 
-        The state costs 4 multiply-adds per number of it, a learned initial state as many again and a product to keep
-        its gradient; norms, shifts and other elementwise work are not counted.
+        The state costs 4 multiply-adds per number of it, a learned initial state as many again and one to read it;
+        norms, shifts and other elementwise work are not counted.
         """
         c = self.config
         weights = sum(p.numel() for _, p in self.parameter_kinds()["matrix"])
-        per_number = 8 + c.d_head if c.initial_state == "learned" else 4
+        per_number = 9 if c.initial_state == "learned" else 4
         return 2 * (weights + per_number * c.n_layers * c.d_model * c.d_head + c.d_model * self.n_vocabulary)
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -287,9 +286,10 @@ class RWKV7(nn.Module):
                 kinds["vector"].append((name, parameter))
         return kinds
 
-    def initial_states(self) -> list[tuple[str, nn.Parameter]]:
-        """What state tuning trains: the matrices (heads, value, key) that a document begins with; maybe none."""
-        return [(name, parameter) for name, parameter in self.named_parameters() if name.endswith(".time_state")]
+    def outline(self) -> Outline:
+        """Its blocks; norm and output matrix; the matrices (heads, value, key) that a document begins with."""
+        initial = (parameter for name, parameter in self.named_parameters() if name.endswith(".time_state"))
+        return Outline(tuple(self.blocks), (self.ln_out, self.head), tuple(initial))
 
 
 def _last(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:

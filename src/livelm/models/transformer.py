@@ -10,12 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
+from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.token_table import TokenTable
-from livelm.types import State
+from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -53,6 +54,10 @@ class TransformerConfig(Settings):
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
     ngram_rows: Positive = 32_768
     """Rows of the table of each order; a row holds 2 d_model numbers."""
+    initial_state: Literal["zero", "learned"] = "zero"
+    """What a document begins with: nothing, or trained keys and values in each layer (`models.initial`)."""
+    n_initial: Positive = 8
+    """Trained keys and values of each head that a learned initial state has."""
 
     @model_validator(mode="after")
     def _fit(self) -> "TransformerConfig":
@@ -119,6 +124,9 @@ class Attention(nn.Module):
         if c.rank is not None:
             self.compress = nn.Parameter(torch.empty(c.d_head, c.rank))
             nn.init.orthogonal_(self.compress)  # normal noise x 0.02 would start attention blind (specs: uniform maps)
+        self.initial = (
+            InitialMemory(c.n_heads, c.n_initial, c.d_key, c.d_head) if c.initial_state == "learned" else None
+        )
 
     def forward(
         self,
@@ -137,11 +145,15 @@ class Attention(nn.Module):
             compared = compared @ self.compress
         if c.qk_norm:
             compared = rms_norm(compared)
+        asked = compared[:, :, : c.n_heads]
         compared = rotate(compared, angles)
         k = torch.cat([keys, compared[:, :, c.n_heads :]], dim=1)
         v = torch.cat([values, heads[:, :, n_compared : n_compared + c.kv_heads]], dim=1)
         q = compared[:, :, : c.n_heads]
-        found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2).flatten(2)
+        found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2)
+        if self.initial is not None:
+            found = found + self.initial(asked)
+        found = found.flatten(2)
         if c.gate:
             found = found * heads[:, :, n_compared + c.kv_heads :].flatten(2).sigmoid()
         return self.out(found), k, v
@@ -274,6 +286,8 @@ class Transformer(nn.Module):
         )
         compression = c.n_layers * (c.n_heads + c.kv_heads) * c.d_head * c.rank if c.rank else 0
         compared = c.n_layers * c.n_heads * c.context * (c.d_key + c.d_head)
+        if c.initial_state == "learned":
+            compared += c.n_layers * c.n_heads * c.n_initial * (c.d_key + c.d_head)
         return 2 * (weights + compression + compared + c.d_model * self.n_vocabulary)
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -287,8 +301,12 @@ class Transformer(nn.Module):
             elif name in ("embed.weight", "head.weight"):
                 kinds["table"].append((name, parameter))
             else:
-                kinds["vector" if parameter.dim() == 1 else "matrix"].append((name, parameter))
+                kinds["matrix" if parameter.dim() == 2 else "vector"].append((name, parameter))
         return kinds
+
+    def outline(self) -> Outline:
+        """Its blocks; norm and output matrix (see `types.Model`)."""
+        return Outline(tuple(self.blocks), (self.norm, self.head or self.embed), initial_parameters(self.blocks))
 
 
 def _embedding(config: TransformerConfig, n_vocabulary: int) -> nn.Embedding | TokenTable:

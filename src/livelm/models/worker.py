@@ -12,7 +12,7 @@ while it was the last, and whose loss over a quarter of the positions was compar
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
+from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
 from livelm.models.ops.grid import Grid, add_at, ages, take, worker_grid, worker_mask
-from livelm.types import State
+from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -51,6 +52,10 @@ class WorkerConfig(Settings):
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default."""
     ngram_rows: Positive = 32_768
     """Rows of the table of each order; a row holds 2 d_model numbers."""
+    initial_state: Literal["zero", "learned"] = "zero"
+    """What a document begins with: nothing, or trained keys and values in each layer, for its workers (`models.initial`)."""
+    n_initial: Positive = 8
+    """Trained keys and values of each head that a learned initial state has."""
 
     @model_validator(mode="after")
     def _fit(self) -> "WorkerConfig":
@@ -122,6 +127,8 @@ class Block(nn.Module):
         self.up = linear(d, config.hidden)
         self.down = silent_linear(config.hidden, d)
         self.tell = silent_linear(d, d)
+        sizes = (config.n_heads, config.n_initial, config.d_head, config.d_head)
+        self.initial = InitialMemory(*sizes) if config.initial_state == "learned" else None
 
     def forward(self, x: Float[Tensor, "B T D"], past: State, reading: Reading) -> tuple[Float[Tensor, "B T D"], State]:
         """The stream after the block, and what is carried on."""
@@ -150,9 +157,12 @@ class Block(nn.Module):
     def work(self, x: Float[Tensor, "B W D"], k: Tensor, v: Tensor, reading: Reading) -> Float[Tensor, "B W D"]:
         """The stream of the workers after attention and feed-forward."""
         q, gate = self.ask(self.attention_norm(x)).chunk(2, dim=-1)
-        q = rotate(rms_norm(q.unflatten(-1, (-1, self.config.d_head))), reading.asking)
-        found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), reading.bias)
-        x = x + self.out(found.transpose(1, 2).flatten(2) * gate.sigmoid())
+        asked = rms_norm(q.unflatten(-1, (-1, self.config.d_head)))
+        q = rotate(asked, reading.asking)
+        found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), reading.bias).transpose(1, 2)
+        if self.initial is not None:
+            found = found + self.initial(asked)
+        x = x + self.out(found.flatten(2) * gate.sigmoid())
         return x + self.down(self.up(self.mlp_norm(x)).relu_().square())
 
 
@@ -241,6 +251,8 @@ class Worker(nn.Module):
         d = c.d_model
         for_all = c.n_layers * 3 * d * d + d * d + d * self.n_vocabulary
         of_worker = c.n_layers * (4 * d * d + 2 * d * c.hidden + 2 * c.context * d)
+        if c.initial_state == "learned":
+            of_worker += c.n_layers * 2 * c.n_initial * d
         return round(2 * (for_all + of_worker / c.stride))
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -251,11 +263,15 @@ class Worker(nn.Module):
                 kinds.setdefault("rows", []).append((name, parameter))
             elif name in ("embed.weight", "head.weight"):
                 kinds["table"].append((name, parameter))
-            elif parameter.dim() == 1 or name.endswith("taps"):  # taps are a gain per channel, no map between channels
+            elif parameter.dim() != 2 or name.endswith("taps"):  # taps are a gain per channel, no map between channels
                 kinds["vector"].append((name, parameter))
             else:
                 kinds["matrix"].append((name, parameter))
         return kinds
+
+    def outline(self) -> Outline:
+        """Its blocks; the last mixer, norm and output matrix (see `types.Model`)."""
+        return Outline(tuple(self.blocks), (self.last, self.norm, self.head), initial_parameters(self.blocks))
 
 
 def _own(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """AdamW for everything, with its own rate for each kind of parameter."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -50,8 +50,9 @@ class AdamW(Grouped):
             *group(kinds, "vector", c.rate),
         ]
         rows = group(kinds, "rows", c.rows_rate)
-        adam = torch.optim.AdamW(dense, lr=c.rate, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=0.0, fused=True)
+        options: dict[str, Any] = {"betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": 0.0, "fused": True}
+        parts: list[Optimizer] = [torch.optim.AdamW(dense, lr=c.rate, **options)] if dense else []
         deferred = group(kinds, "deferred", c.deferred_rate)
-        tables: list[Optimizer] = [RowAdagrad(rows)] if rows else []
-        tables += [DeferredAdagrad(deferred, every=c.deferred_every, least=c.deferred_least)] if deferred else []
-        super().__init__([adam, *tables])
+        parts += [RowAdagrad(rows)] if rows else []
+        parts += [DeferredAdagrad(deferred, every=c.deferred_every, least=c.deferred_least)] if deferred else []
+        super().__init__(parts)

@@ -62,7 +62,8 @@ class Muon(Grouped):
             ),
             {kind: named for kind, named in kinds.items() if kind != "matrix"},
         )
-        super().__init__([MuonMatrices(group(kinds, "matrix", c.rate), c), *rest.parts])
+        matrices = group(kinds, "matrix", c.rate)
+        super().__init__([*([MuonMatrices(matrices, c)] if matrices else []), *rest.parts])
 
 
 class MuonMatrices(Optimizer):
