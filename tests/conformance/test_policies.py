@@ -20,6 +20,7 @@ from livelm.session import Session, Stop
 
 N_VOCABULARY = 257
 TINY: dict[str, dict[str, Any]] = {
+    "bit": {"d_model": 16, "n_heads": 2, "n_layers": 3, "context": 16},
     "looped": {"d_model": 16, "n_heads": 2, "context": 16, "n_valued": 0, "ngrams": [2], "ngram_rows": 31},
     "rwkv7": {"d_model": 16, "n_layers": 3, "d_head": 8},
     "transformer": {"d_model": 16, "n_heads": 2, "n_layers": 3, "context": 16, "ngrams": [2], "ngram_rows": 31},
@@ -28,6 +29,15 @@ TINY: dict[str, dict[str, Any]] = {
 """Settings that make an architecture tiny; one that is not named here is used as its own defaults make it."""
 POLICIES = ["all", "state", "head", "last:1", "last:2", "lora:2"]
 every = pytest.mark.parametrize("name", sorted(MODELS))
+WITHOUT_STATE = {name for name, kind in MODELS.items() if "initial_state" not in kind.Config.model_fields}
+
+
+def pairs(policies: list[str]) -> pytest.MarkDecorator:
+    """Every architecture with every policy it can have."""
+    fitting = [(n, p) for n in sorted(MODELS) for p in policies if p != "state" or n not in WITHOUT_STATE]
+    return pytest.mark.parametrize(("name", "policy"), fitting)
+
+
 TEXT = b"".join(b"the %d. line of a text with much to learn from\n" % i for i in range(12))
 
 
@@ -56,7 +66,8 @@ def wanted(model: Any, policy: str) -> set[str]:
     names = {id(p): name for name, p in model.named_parameters()}
     layers = {name: [q for q, module in enumerate(outline.layers) if id(p) in set(map(id, module.parameters()))]
               for name, p in model.named_parameters()}  # fmt: skip
-    in_head = {names[id(p)] for module in outline.head for p in module.parameters()}
+    heads = [[part] if isinstance(part, torch.nn.Parameter) else part.parameters() for part in outline.head]
+    in_head = {names[id(p)] for head in heads for p in head}
     if word == "all":
         return set(names.values())
     if word == "state":
@@ -67,8 +78,7 @@ def wanted(model: Any, policy: str) -> set[str]:
     return in_head | {name for name, found in layers.items() if any(q >= last for q in found)}
 
 
-@every
-@pytest.mark.parametrize("policy", POLICIES)
+@pairs(POLICIES)
 def test_what_a_policy_names_changes_and_nothing_else(name: str, policy: str) -> None:
     model = build(name, policy)
     optimizer = OPTIMIZERS["adamw"](OPTIMIZERS["adamw"].Config(), learning_kinds(model))
@@ -99,8 +109,7 @@ def test_muon_takes_every_policy(policy: str) -> None:
     assert changed <= wanted(model, policy)
 
 
-@every
-@pytest.mark.parametrize("policy", ["state", "lora:2"])
+@pairs(["state", "lora:2"])
 def test_what_a_policy_adds_changes_no_prediction_at_first(name: str, policy: str) -> None:
     plain = build(name, "all")
     kind = MODELS[name]
@@ -207,8 +216,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
     return find
 
 
-@every
-@pytest.mark.parametrize("policy", ["state", "lora:2"])
+@pairs(["state", "lora:2"])
 def test_a_fork_under_a_policy_resumes_exactly(name: str, policy: str, learned: Any, tmp_path: Path) -> None:
     run, text = learned(name)
     change = [f"learn.policy={policy}"]
@@ -279,3 +287,9 @@ def test_a_changed_recipe_is_checked() -> None:
     assert change_recipe(recipe, ["learn.policy=head"]).learn.policy == "head"
     with pytest.raises(ConfigError, match="Did you mean 'policy'"):
         change_recipe(recipe, ["learn.polcy=head"])
+
+
+def test_only_bit_has_no_state_to_train_and_says_so() -> None:
+    assert WITHOUT_STATE == {"bit"}
+    with pytest.raises(ConfigError, match="'bit' has no initial state to train"):
+        build("bit", "state")
