@@ -1,8 +1,8 @@
 """What each policy of learning is worth when a model trained on other text meets a stream of agent sessions.
 
-For every seed an RWKV-7 learns from TEXT; then each policy forks that run onto SESSIONS, all over the same bytes, graded
-before they are learned (`none`: graded only). The rate of each policy is the best of its grid over the first bytes of the
-sessions with a seed of its own; the grids are printed and kept. Everything runs through livelm as a user runs it.
+For every seed a model learns from TEXT; then each policy forks that run onto SESSIONS, all over the same bytes, graded
+before they are learned (`none`: graded only). The rate of each policy is the best of its grid over the first bytes of
+the sessions with a seed of its own; the grids are printed and kept. Everything runs through livelm as a user runs it.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from livelm.session import Stop
 from livelm.sources import open_sources
 
 MODEL = {"d_model": 128, "n_layers": 3, "d_head": 16}
-UPDATE_TOKENS = 256
+TRAIN_TOKENS, TUNE_TOKENS = 256, 32
+"""Of an update: long ones train sooner; short ones let a state learn between the starts of short sessions."""
 COMMON = [2e-4, 1e-3, 4e-3]
 GRIDS = {"state": [1.0, 0.3, 0.1], "head": COMMON, "last:1": COMMON, "lora:4": [1e-3, 4e-3, 1.6e-2], "all": COMMON}
 FALLING = ["schedule.name=cooldown", "schedule.warmup=10", "schedule.share=1.0", "schedule.floor=0.01"]
@@ -50,7 +51,7 @@ class Watch:
 def train(text: Path, n_bytes: int, seed: int, out: Path) -> float:
     """A run over the first bytes of a text; bits per byte of its second half."""
     changes = ["model.name=rwkv7", *(f"model.{name}={value}" for name, value in MODEL.items()), "optimizer.rate=4e-3"]
-    changes += [f"feed.update_tokens={UPDATE_TOKENS}", f"source.uris={json.dumps([str(text.absolute())])}"]
+    changes += [f"feed.update_tokens={TRAIN_TOKENS}", f"source.uris={json.dumps([str(text.absolute())])}"]
     changes += [f"run.budget={n_bytes}B", f"run.seed={seed}", "run.threads=1", "checkpoint.every_s=1e9"]
     watch = Watch()
     run_session(start(load_recipe(None, "tiny", changes), out, Stop()), [watch])
@@ -60,7 +61,7 @@ def train(text: Path, n_bytes: int, seed: int, out: Path) -> float:
 def tune(run: Path, sessions: Path, n_bytes: int, policy: str, rate: float) -> Watch:
     """A fork of a run that learns by a policy."""
     changes = [f"learn.policy={policy}", f"optimizer.rate={rate}", "source.sessions.follow=false", *FALLING]
-    changes += ["source.sessions.grade=all"]
+    changes += ["source.sessions.grade=all", f"feed.update_tokens={TUNE_TOKENS}"]
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         session = fork(run, [f"sessions:{sessions.absolute()}"], Path(folder) / "run", f"{n_bytes}B", Stop(), changes)
@@ -76,7 +77,7 @@ def only_graded(run: Path, sessions: Path, n_bytes: int) -> Watch:
     learner.reset_lanes(1)
     watch, n = Watch(), 0
     watch.first = {"n_parameters": sum(p.numel() for p in parts.model.parameters()), "n_trainable": 0}
-    one_lane = FeedSettings(lanes=1, update_tokens=UPDATE_TOKENS)
+    one_lane = FeedSettings(lanes=1, update_tokens=TUNE_TOKENS)
     for scored in grade(learner, batches(source, parts.tokenizer, one_lane, None)):
         watch.scored.append((scored.bits, scored.n_bytes))
         n += scored.n_bytes
@@ -144,7 +145,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {"model": MODEL, "update_tokens": UPDATE_TOKENS, "grids": GRIDS, "on_text": []}
+    figures: dict[str, Any] = {"model": MODEL, "grids": GRIDS, "on_text": []}
+    figures["update_tokens"] = [TRAIN_TOKENS, TUNE_TOKENS]
     with tempfile.TemporaryDirectory() as folder:
         pilot = Path(folder) / "pilot"
         train(arguments.text, arguments.train_bytes, PILOT_SEED, pilot)

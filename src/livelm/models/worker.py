@@ -53,7 +53,7 @@ class WorkerConfig(Settings):
     ngram_rows: Positive = 32_768
     """Rows of the table of each order; a row holds 2 d_model numbers."""
     initial_state: Literal["zero", "learned"] = "zero"
-    """What a document begins with: nothing, or trained keys and values in each layer, for its workers (`models.initial`)."""
+    """What a document begins with: nothing, or trained keys and values in each layer for workers (`models.initial`)."""
     n_initial: Positive = 8
     """Trained keys and values of each head that a learned initial state has."""
 

@@ -135,27 +135,26 @@ def rwkv7_chunked(
     if initial is not None:  # decay counts from the start of the document, if that lies in the chunk
         before = torch.where(layout.begins, log_p - log_w, 0.0)
         log_p = log_p - before.cummin(dim=3).values  # log_p only falls, so the latest start has the least
-    asked = torch.cat([a * (log_p - log_w).exp(), r * log_p.exp()], dim=3)
-    given = torch.stack([b, k], dim=3) * (-log_p).exp()[:, :, :, None]  # (B, H, C, 2, L, N)
-    p_end = log_p[..., -1:, :].exp()
-    left = (given * (p_end * layout.last)[:, :, :, None]).flatten(3, 4)  # what is left of each at the chunk's end
-    reaches = (asked @ given.flatten(3, 4).mT).masked_fill(layout.apart, 0.0)
-    through_a, through_r = reaches.split(length, dim=3)
-    # u = solved_state S_0' + solved; substitution, because powers of the matrix cancel badly where keys repeat
-    known = torch.cat([asked[..., :length, :], through_a[..., length:] @ v], dim=-1)
-    both = torch.linalg.solve_triangular(-through_a[..., :length], known, upper=False, unitriangular=True)
-    solved_state, solved = both[..., :n_channels], both[..., n_channels:]
-    values = torch.cat([solved, v], dim=3)
-    transition = torch.diag_embed(p_end[..., 0, :]) + solved_state.mT @ left[..., :length, :]
-    addition = values.mT @ left
-    asked_state = asked[..., length:, :] + through_r[..., :length] @ solved_state
-    read = through_r @ values
+    asked_a, asked_r = a * (log_p - log_w).exp(), r * log_p.exp()
+    grown, p_end = (-log_p).exp(), log_p[..., -1:, :].exp()
+    given_b, given_k = b * grown, k * grown
+    remains = p_end * layout.last
+    left_b, left_k = given_b * remains, given_k * remains  # what is left of each at the chunk's end
+    reaches = torch.cat([asked_a, asked_r], dim=3) @ torch.cat([given_b, given_k], dim=3).mT
+    through_b, through_k = reaches.masked_fill(layout.apart, 0.0).split(length, dim=4)
+    (a_through_b, r_through_b), (a_through_k, r_through_k) = through_b.split(length, dim=3), through_k.split(length, 3)
+    # u = solved_state S_0' + solved, side by side: what is made of both is made in one product
+    both = _Solve.apply(a_through_b, torch.cat([asked_a, a_through_k @ v], dim=-1))
+    moved, addition = (both.mT @ left_b).split([n_channels, v.shape[-1]], dim=3)
+    asked_state, read = (r_through_b @ both).split([n_channels, v.shape[-1]], dim=4)
+    asked_state, read = asked_r + asked_state, read + r_through_k @ v
+    addition = addition + v.mT @ left_k
     through = layout.carried[..., -1:, :]  # 1 where no document starts in the chunk
     if initial is not None:
         begin = initial.float()[:, None]
-        addition = addition + (1 - through) * (begin @ transition)
+        addition = addition + (1 - through) * (begin * p_end + begin @ moved)
         read = read + ((1 - layout.carried) * asked_state) @ begin.mT
-    entering, state = _scan(state.float(), transition * through, addition)
+    entering, state = _Scan.apply(state.float(), moved * through, p_end * through, addition)
     read = read + (layout.carried * asked_state) @ entering.mT
     read = read.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :n_tokens]
     return read.to(x.v.dtype), state
@@ -199,15 +198,65 @@ def _by_chunk(part: Float[Tensor, "B T H N"], layout: Layout) -> Float[Tensor, "
     return part.unflatten(1, (n_chunks, length)).permute(0, 3, 1, 2, 4)
 
 
-def _scan(
-    state: Float[Tensor, "B H M N"], transition: Float[Tensor, "B H C N N"], addition: Float[Tensor, "B H C M N"]
-) -> tuple[Float[Tensor, "B H C M N"], Float[Tensor, "B H M N"]]:
-    """The state that enters each chunk, and the one after the last."""
-    entering = []
-    for move, add in zip(transition.unbind(2), addition.unbind(2), strict=True):
-        entering.append(state)
-        state = state @ move + add
-    return torch.stack(entering, dim=2), state
+class _Solve(torch.autograd.Function):
+    """(I - A)^-1 B for strictly lower triangular A (..., L, L) and B (..., L, K).
+
+    By substitution, because powers of the matrix cancel badly where keys repeat; and by way of the inverse, because
+    products are several times as fast as substitution and backward needs it again: dB = (I - A)^-T dX, dA = dB X'.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, right: Tensor) -> Tensor:
+        identity = torch.eye(lower.shape[-1], device=lower.device, dtype=lower.dtype).expand_as(lower)
+        inverse = torch.linalg.solve_triangular(-lower, identity, upper=False, unitriangular=True)
+        solved = inverse @ right
+        ctx.save_for_backward(inverse, solved)
+        return solved
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        inverse, solved = ctx.saved_tensors
+        right = inverse.mT @ grads[0]
+        return right @ solved.mT, right  # what of it lies on the diagonal and above, the mask takes away
+
+
+class _Scan(torch.autograd.Function):
+    """S_{c+1} = S_c (diag(decay_c) + moved_c) + addition_c: the states that enter the chunks, and the last one.
+
+    state (B, H, M, N), moved (B, H, C, N, N), decay (B, H, C, 1, N), addition (B, H, C, M, N). Backward is one product
+    per chunk, as forward is, and one for all transitions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, moved: Tensor, decay: Tensor, addition: Tensor) -> tuple[Tensor, Tensor]:
+        n_lanes, n_heads, n_chunks = moved.shape[:3]
+        transition = moved.clone(memory_format=torch.contiguous_format)
+        transition.diagonal(dim1=-2, dim2=-1).add_(decay[..., 0, :])
+        transition = transition.flatten(0, 1)
+        states = state.new_empty(n_chunks + 1, n_lanes * n_heads, *state.shape[2:])
+        states[0] = state.flatten(0, 1)
+        adds = addition.flatten(0, 1)
+        for c in range(n_chunks):
+            torch.baddbmm(adds[:, c], states[c], transition[:, c], out=states[c + 1])
+        ctx.save_for_backward(transition, states)
+        ctx.shape = (n_lanes, n_heads)
+        return _by_lane(states[:-1], ctx.shape), states[-1].unflatten(0, ctx.shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        transition, states = ctx.saved_tensors
+        entering = grads[0].flatten(0, 1)
+        back = torch.empty_like(states)
+        back[-1] = grads[1].flatten(0, 1)
+        for c in range(len(back) - 2, -1, -1):
+            torch.baddbmm(entering[:, c], back[c + 1], transition[:, c].mT, out=back[c])
+        moved = _by_lane(states[:-1].mT @ back[1:], ctx.shape)
+        decay = moved.diagonal(dim1=-2, dim2=-1)[..., None, :]
+        return back[0].unflatten(0, ctx.shape), moved, decay, _by_lane(back[1:], ctx.shape)
+
+
+def _by_lane(x: Float[Tensor, "C BH M N"], shape: tuple[int, int]) -> Float[Tensor, "B H C M N"]:
+    return x.transpose(0, 1).unflatten(0, shape)
 
 
 @cache
