@@ -290,6 +290,6 @@ def test_a_changed_recipe_is_checked() -> None:
 
 
 def test_only_bit_has_no_state_to_train_and_says_so() -> None:
-    assert WITHOUT_STATE == {"bit"}
+    assert {"bit"} == WITHOUT_STATE
     with pytest.raises(ConfigError, match="'bit' has no initial state to train"):
         build("bit", "state")
