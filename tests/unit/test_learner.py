@@ -220,11 +220,12 @@ def test_a_flipped_byte_in_a_checkpoint_is_found_and_named(tmp_path: Any, name: 
     assert load_checkpoint(path)["b"] == [1, {"c": 2.5}]
 
 
-def test_a_newer_checkpoint_is_refused(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("schema", "said"), [(99, "schema 99.*Upgrade livelm"), (1, "schema 1 .*earlier livelm")])
+def test_a_checkpoint_of_another_schema_is_refused(tmp_path: Any, schema: int, said: str) -> None:
     path = save_checkpoint(tmp_path, 1, {"a": 1}, keep=2)
-    manifest = (path / "manifest.json").read_text().replace('"schema": 1', '"schema": 99')
+    manifest = (path / "manifest.json").read_text().replace('"schema": 2', f'"schema": {schema}')
     (path / "manifest.json").write_text(manifest)
-    with pytest.raises(CheckpointError, match="schema 99"):
+    with pytest.raises(CheckpointError, match=said):
         load_checkpoint(path)
 
 

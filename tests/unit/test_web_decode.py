@@ -134,7 +134,7 @@ def test_zstd_frames_in_a_row_are_one_body() -> None:
     assert decode("zstd", zstandard.compress(b"one ") + zstandard.compress(b"two"), step=3) == b"one two"
 
 
-@pytest.mark.parametrize(("name", "part"), [("gzip", gzip.compress(b"")), ("zstd", zstandard.compress(b""))])
+@pytest.mark.parametrize(("name", "part"), [("gzip", gzip.compress(b"", mtime=0)), ("zstd", zstandard.compress(b""))])
 def test_thousands_of_empty_parts_are_a_bomb_too(name: str, part: bytes) -> None:
     assert decode(name, part * MAX_PARTS) == b""
     with pytest.raises(DecodeError) as raised:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from livelm.errors import CheckpointError, StorageError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: with growth, signals and policies of learning; schema 1 lacks what these need."""
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
@@ -60,13 +61,18 @@ def save_checkpoint(folder: Path, index: int, tree: dict[str, Any], keep: int) -
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint back to the tree that was saved.
 
-    Raises CheckpointError naming the file for a flipped byte, a missing part or a newer schema.
+    Raises CheckpointError naming the file for a flipped byte, a missing part, a newer or an older schema.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         if manifest["schema"] > SCHEMA:
             raise CheckpointError(
                 f"{str(path)!r} has schema {manifest['schema']}, this livelm reads up to {SCHEMA}. Upgrade livelm."
+            )
+        if manifest["schema"] < SCHEMA:
+            raise CheckpointError(
+                f"{str(path)!r} has schema {manifest['schema']} and was written by an earlier livelm; this one reads "
+                f"{SCHEMA}. Go on with the livelm that wrote it, or begin a new run."
             )
         for name, expected in manifest["sha256"].items():
             if _checksum(path / name) != expected:
