@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         | {"n_kv_heads": 1, "bigram_rows": 101, "d_bigram": 8, "d_valued": 8, "ngrams": [2, 3], "ngram_rows": 53},
         "bare": LOOPED | PLAIN | {"context": 16},
         "published": LOOPED | {"n_kv_heads": 1, "tied": True, "smear": "channel", "bigram_rows": 101, "d_bigram": 8},
+        "learned-start": LOOPED | {"initial_state": "learned", "n_initial": 3},
         "deep": LOOPED | {"n_before": 0, "n_after": 0, "n_shared": 1, "n_loops": 3, "context": 5},
     },
     "rwkv7": {"plain": RECURRENT, "learned-start": RECURRENT | {"initial_state": "learned"}},
@@ -46,10 +47,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "grouped": SMALL | {"n_heads": 4, "n_kv_heads": 2, "gate": True, "rank": 4},
         "factored": SMALL | {"tied": True, "token_table": "float32"},
         "ngrams": SMALL | {"ngrams": [2, 4], "ngram_rows": 101, "tied": True},
+        "learned-start": SMALL | {"initial_state": "learned", "n_initial": 3},
     },
     "worker": {
         **{f"every-{k}": SMALL | {"stride": k} for k in (1, 2, 4, 8)},
         "ngrams": SMALL | {"stride": 3, "ngrams": [2, 4], "ngram_rows": 101},
+        "learned-start": SMALL | {"stride": 2, "initial_state": "learned", "n_initial": 3},
     },
 }
 CASES = [pytest.param(name, options, id=f"{name}-{v}") for name in MODELS for v, options in VARIANTS[name].items()]
@@ -168,7 +171,7 @@ def test_every_parameter_gets_gradient(name: str, options: dict[str, Any]) -> No
     model = build(name, options)
     optimizer = OPTIMIZERS["adamw"](OPTIMIZERS["adamw"].Config(), model.parameter_kinds())
     tokens, starts = stream(2, 65)
-    for _ in range(3):  # maps that start at zero pass gradient on only after their own first updates
+    for _ in range(4):  # maps that start at zero pass gradient on only after their own first updates: head, out, values
         optimizer.step()
         optimizer.zero_grad()
         model.nats(tokens[:, :-1], starts[:, :-1], tokens[:, 1:], model.init_state(2))[0].mean().backward()
@@ -309,6 +312,8 @@ TURNED = [
     {"tied": True},
     {"ngrams": [2, 3]},
     {"ngrams": [3], "ngram_rows": 7},
+    {"initial_state": "learned"},
+    {"initial_state": "learned", "n_initial": 3},
 ]
 
 
