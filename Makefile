@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# one process per core; tests of one file stay together, because they share servers and trained runs
+# one process per core, for tests that do not mind neighbours; those of one file share servers and trained runs
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
 .PHONY: demo test check bench docs golden format clean
@@ -12,7 +12,8 @@ demo: $(READY)  ## crawl this Python's documentation, served here, and learn fro
 	$(BIN)/livelm run demo: --for 60s
 
 test: $(READY)  ## every test
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
+	$(BIN)/pytest -m slow
 
 check: $(READY)  ## lint, types, layers and the fast tests
 	$(BIN)/ruff check .

@@ -355,7 +355,7 @@ def test_a_harvest_killed_at_random_goes_on_and_the_file_holds_each_page_once(
     expected = tree(web, 120)
     chooser, target, n_kills = random.Random(name), tmp_path / name, 0
     while True:
-        process = harvesting(web, target, processes=2, gap_s=0.02)
+        process = harvesting(web, target, processes=2, gap_s=0.06)  # slow enough to be killed on the way
         workers = kill_somewhere(web, process, chooser) if n_kills < 4 else end(process)
         wait_for(lambda gone=workers: not any(Path(f"/proc/{pid}").exists() for pid in gone))
         if process.returncode == 0:
