@@ -14,30 +14,48 @@ from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, validate
 from livelm.errors import ConfigError
-from livelm.learn import Learner, Optimizer
+from livelm.learn import BesideLearner, Learner, MemoryLearner, MixedLearner, Optimizer
+from livelm.memory import MEMORIES, CountMemory
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
 from livelm.types import Record, Source, Tokenizer
 
+NONE = "none"
+"""The name of a network or a memory that is not there."""
 VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
+
+
+AnyLearner = Learner | MemoryLearner
+"""What the loop drives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What learns, built from a recipe whose defaults are all filled in."""
+    """What learns, built from a recipe whose defaults are all filled in: a network, a memory, or both."""
 
     recipe: Recipe
     tokenizer: Tokenizer
-    model: nn.Module
-    optimizer: Optimizer
+    model: nn.Module | None
+    memory: CountMemory | None
+    optimizer: Optimizer | None
     rate_factor: Callable[[int, float], float]
     """(updates so far, fraction of the budget spent) to the factor of every rate."""
 
-    def learner(self, elapsed: Callable[[], float]) -> Learner:
+    def learner(self, elapsed: Callable[[], float]) -> AnyLearner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
-        shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
-        return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+        n_lanes = self.recipe.feed.lanes
+        if self.model is None or self.optimizer is None:
+            if self.memory is None:
+                raise ConfigError("there is neither a network nor a memory, so nothing would learn.")
+            return MemoryLearner(self.memory, n_lanes)
+        shape = (n_lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
+        own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+        if self.memory is None:
+            return Learner(*own)
+        if self.recipe.tokenizer.name == "bytes":
+            return MixedLearner(self.memory, *own)
+        return BesideLearner(self.memory, self.tokenizer, *own)
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -45,10 +63,9 @@ def build_parts(recipe: Recipe) -> Parts:
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
-    make_model, model_settings = _resolve(MODELS, recipe.model, "model")
-    _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
     torch.manual_seed(recipe.run.seed)
-    model = make_model(model_settings, tokenizer.n_vocabulary)
+    model, model_part = _build_model(recipe.model, tokenizer.n_vocabulary)
+    memory, memory_part = _build_memory(recipe)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -60,13 +77,20 @@ def build_parts(recipe: Recipe) -> Parts:
     resolved = recipe.model_copy(
         update={
             "tokenizer": _part(recipe.tokenizer.name, tokenizer_settings),
-            "model": _part(recipe.model.name, model_settings),
+            "model": model_part,
+            "memory": memory_part,
             "optimizer": _part(recipe.optimizer.name, optimizer_settings),
             "schedule": _part(recipe.schedule.name, schedule),
         }
     )
-    optimizer = make_optimizer(optimizer_settings, model.parameter_kinds())
-    return Parts(resolved, tokenizer, model, optimizer, schedule.factor)
+    kinds = model.parameter_kinds() if model is not None else {}
+    if memory is not None and "deferred" in kinds and recipe.tokenizer.name == "bytes":
+        raise ConfigError(
+            f"model.token_table is {recipe.model.settings().get('token_table')!r}, whose gradient stays in factors; "
+            "mixing with a memory needs whole predictions. Take model.token_table=plain or memory.name=none."
+        )
+    optimizer = make_optimizer(optimizer_settings, kinds) if model is not None else None
+    return Parts(resolved, tokenizer, model, memory, optimizer, schedule.factor)
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
@@ -77,10 +101,11 @@ def run_record(parts: Parts, source: Source, run: str) -> Record:
         "schema": 1,
         "run": run,
         "recipe": parts.recipe.model_dump(mode="json"),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_parameters": sum(p.numel() for p in model.parameters()) if model is not None else 0,
+        "memory_bytes": parts.memory.bytes_of_state if parts.memory is not None else 0,
         "n_vocabulary": parts.tokenizer.n_vocabulary,
-        "flops_per_token": model.flops_per_token(),
-        "context_reach": model.context_reach,
+        "flops_per_token": model.flops_per_token() if model is not None else 0,
+        "context_reach": model.context_reach if model is not None else None,
         "stream": source.describe(),
         "bounded": source.bounded,
         "replayable": source.replayable,
@@ -111,6 +136,38 @@ def source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _build_model(part: Part, n_vocabulary: int) -> tuple[Any, Part]:
+    """The network and its resolved section; None where there is to be none."""
+    if part.name == NONE:
+        return None, _absent(part, "model")
+    make_model, settings = _resolve(MODELS | {NONE: None}, part, "model")
+    _refuse_giant(lambda: make_model(settings, n_vocabulary))
+    return make_model(settings, n_vocabulary), _part(part.name, settings)
+
+
+def _build_memory(recipe: Recipe) -> tuple[Any, Part]:
+    """The memory and its resolved section; None where there is to be none."""
+    if recipe.memory.name == NONE:
+        if recipe.model.name == NONE:
+            raise ConfigError(
+                "model.name and memory.name are both 'none', so nothing would learn. Take memory.name=counts."
+            )
+        return None, _absent(recipe.memory, "memory")
+    make_memory, settings = _resolve(MEMORIES | {NONE: None}, recipe.memory, "memory")
+    if recipe.model.name == NONE and recipe.tokenizer.name != "bytes":
+        raise ConfigError(
+            f"tokenizer.name is {recipe.tokenizer.name!r}, and a memory alone reads bytes. Take tokenizer.name=bytes."
+        )
+    return make_memory(settings, recipe.feed.lanes), _part(recipe.memory.name, settings)
+
+
+def _absent(part: Part, where: str) -> Part:
+    """The section of what is not there. Raises ConfigError where it has settings all the same."""
+    if given := part.settings():
+        raise ConfigError(f"{where}.name is {NONE!r}, so {where}.{next(iter(given))} means nothing. Delete it.")
+    return part
 
 
 def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:

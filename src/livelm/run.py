@@ -12,8 +12,7 @@ from livelm.feed import FeedCursor, Prefetch, batches
 from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Learner
-from livelm.parts import Parts, build_parts, run_record
+from livelm.parts import AnyLearner, Parts, build_parts, run_record
 from livelm.session import Session, Stop
 from livelm.sources import open_sources
 from livelm.telemetry.clock import Clock
@@ -143,7 +142,7 @@ def fork(path: Path, uris: Sequence[str], out: Path | None, budget: str, stop: S
     return session
 
 
-def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
+def load(path: Path, threads: int | None = None) -> tuple[Parts, AnyLearner]:
     """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone.
 
     `threads` replaces what the recipe says.

@@ -13,8 +13,8 @@ from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Learner, save_checkpoint
-from livelm.parts import Parts
+from livelm.learn import save_checkpoint
+from livelm.parts import AnyLearner, Parts
 from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
@@ -51,7 +51,7 @@ class Session:
 
     folder: RunFolder
     parts: Parts
-    learner: Learner
+    learner: AnyLearner
     source: Source
     spool: Spooled | None
     feed: Prefetch
