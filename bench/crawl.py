@@ -9,6 +9,8 @@ another of the page, so that they are no duplicates but read like the same langu
 With `--scrapy PYTHON` a link-following Scrapy spider (bench/scrapy_spider.py) then reads the same pages from the same
 kind of server. It is one process and uses one core, so CPU time is compared as well; main text, filters, duplicates and
 tokens are not asked of it.
+
+Needs the extra `bench` (fastokens: the tokenizer of the product would be what is measured).
 """
 
 import argparse
