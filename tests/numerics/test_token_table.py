@@ -62,12 +62,6 @@ def backward_reference(table: TokenTable, n: int, seed: int = 0) -> tuple[Tensor
     return nats.detach(), h.grad, output.grad, embedding.grad
 
 
-def held(table: TokenTable, n: int, seed: int) -> Tensor:
-    """(V,) probabilities summed over tokens by the sizes of their weights."""
-    h, _, _ = examples(n, seed)
-    return torch.arange(n).cos().div(n).abs() @ (h @ table.weight.detach().float().T).softmax(dim=1)
-
-
 def assert_near(fast: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
     """Within float32 rounding, or within bfloat16 rounding (2^-8) of the largest element."""
     limit = 1e-5 if dtype == torch.float32 else 2**-8
@@ -130,18 +124,17 @@ def test_scoring_leaves_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[32] * 9, [1, 7, 63, 100, 7, 1, 1]])
-@pytest.mark.parametrize(("every", "least"), [(1, 0.0), (4, 0.0), (4, 0.002)])
-def test_deferred_updates_equal_the_dense_reference(sizes: list[int], every: int, least: float) -> None:
+@pytest.mark.parametrize("every", [1, 4])
+def test_deferred_updates_equal_the_dense_reference(sizes: list[int], every: int) -> None:
     table = make_table(torch.float32)
-    optimizer = build(table, every, least)
-    twin = DeferredReference(table.weight, rate=0.05, every=every, least=least)
+    optimizer = build(table, every)
+    twin = DeferredReference(table.weight, rate=0.05, every=every)
     for seed, n in enumerate(sizes):
         _, _, output, embedding = backward_reference(table, n, seed)
-        shares = held(table, n, seed)
         backward(table, n, seed)
         optimizer.step()
         at_once = torch.zeros(V, dtype=torch.bool).index_fill(0, examples(n, seed)[1], True)
-        twin.step(output, at_once, embedding, shares)
+        twin.step(output, at_once, embedding)
         torch.testing.assert_close(table.weight.detach(), twin.table, rtol=1e-4, atol=1e-4)
 
 
@@ -155,7 +148,7 @@ def test_bfloat16_updates_stay_near_the_dense_reference() -> None:
         backward(table, 63, seed)
         optimizer.step()
         at_once = torch.zeros(V, dtype=torch.bool).index_fill(0, examples(63, seed)[1], True)
-        twin.step(output, at_once, embedding, torch.ones(V))
+        twin.step(output, at_once, embedding)
     master = optimizer.state[table.weight]["master"]
     assert torch.equal(master.to(torch.bfloat16), table.weight)
     assert (master - twin.table).norm() < 0.02 * (twin.table - start).norm()
@@ -173,23 +166,6 @@ def test_predicted_rows_learn_at_once_and_others_later() -> None:
         optimizer.step()
         moved = (table.weight != start).any(dim=1)
         assert torch.equal(moved, at_once if step < 2 else torch.ones_like(moved))
-
-
-@both_types
-def test_rows_that_hold_next_to_no_probability_do_not_wait(dtype: torch.dtype) -> None:
-    table = make_table(dtype, std=0.01)
-    with torch.no_grad():
-        table.weight[200:] = -30 * examples(7)[0].sign().mean(dim=0).to(dtype)  # against every state, most of all
-    start = table.weight.detach().clone()
-    shares = held(table, 7, 0)
-    optimizer = build(table, every=1, least=1e-4)
-    backward(table, 7)
-    optimizer.step()
-    named = torch.zeros(V, dtype=torch.bool).index_fill(0, torch.cat(examples(7)[1:]), True)
-    stays = (shares < 0.9e-4 * shares[~named].sum()) & ~named
-    assert 0 < stays.sum() < V
-    assert torch.equal(table.weight[stays], start[stays])
-    assert (table.weight != start).any(dim=1)[:100].all()
 
 
 def test_extreme_logits_of_a_walked_table_stay_finite() -> None:
@@ -308,5 +284,5 @@ def test_a_learned_pattern_is_predicted() -> None:
         assert table.nats(h, targets).mean() < 1.0
 
 
-def build(table: TokenTable, every: int, least: float = 0.0) -> DeferredAdagrad:
-    return DeferredAdagrad([{"params": [table.weight], "lr": 0.05}], every=every, least=least)
+def build(table: TokenTable, every: int) -> DeferredAdagrad:
+    return DeferredAdagrad([{"params": [table.weight], "lr": 0.05}], every=every)

@@ -28,8 +28,6 @@ class AdamWConfig(Settings):
     """Of a token table that leaves its gradient in factors (`model.token_table`), which row-wise Adagrad trains."""
     deferred_every: Annotated[int, Field(ge=1)] = 16
     """Updates after which the rows of such a table that were neither read nor predicted learn too."""
-    deferred_least: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Such rows learn only while they hold this share of the probability (next to 1 / vocabulary); 0: always."""
     beta1: Beta = 0.9
     beta2: Beta = 0.98
     eps: Rate = 1e-8
@@ -54,5 +52,5 @@ class AdamW(Grouped):
         parts: list[Optimizer] = [torch.optim.AdamW(dense, lr=c.rate, **options)] if dense else []
         deferred = group(kinds, "deferred", c.deferred_rate)
         parts += [RowAdagrad(rows)] if rows else []
-        parts += [DeferredAdagrad(deferred, every=c.deferred_every, least=c.deferred_least)] if deferred else []
+        parts += [DeferredAdagrad(deferred, every=c.deferred_every)] if deferred else []
         super().__init__(parts)

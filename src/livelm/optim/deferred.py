@@ -16,8 +16,8 @@ ROWS_AT_ONCE = 4096
 class Parts(Protocol):
     """The gradient of a (V, D) table as the model leaves it: left' right of each product, plus `rows`, plus `reads`."""
 
-    products: list[tuple[Tensor, Tensor, Tensor]]
-    """(N, V) and (N, D) factors, and (N,) shares that make probabilities of the first."""
+    products: list[tuple[Tensor, Tensor]]
+    """(N, V) and (N, D) pairs."""
     rows: list[tuple[Tensor, Tensor]]
     """(N,) numbers of predicted rows and (N, D) float32 values to add to them."""
     reads: list[tuple[Tensor, Tensor]]
@@ -42,19 +42,12 @@ class DeferredAdagrad(Optimizer):
     step 7.88, this with 16 steps 7.81, every row waiting 16 steps 8.16. A row that is read gets gradients of another
     size than one that is predicted, so each role has its own `a` (one for both: 0.11 worse).
 
-    Moving a row that holds next to no probability changes next to none. A row that holds less than `least` of all the
-    probability that waited is left as it is, and what waited for it is dropped: all such rows together hold less
-    than V `least` of the distribution, and one that comes to hold more learns again. 0 learns all; 1e-7 spared no
-    row of 128,256 within the first 15,000 tokens of web text.
-
     State per table: `predicted` and `read`, both (V,); for tables below float32 a float32 `master`; up to
-    `every` - 1 pending factors.
+    `every` - 1 pending pairs.
     """
 
-    def __init__(
-        self, groups: list[dict[str, Any]], *, every: int = 16, least: float = 0.0, eps: float = 1e-12
-    ) -> None:
-        super().__init__(groups, {"every": every, "least": least, "eps": eps})
+    def __init__(self, groups: list[dict[str, Any]], *, every: int = 16, eps: float = 1e-12) -> None:
+        super().__init__(groups, {"every": every, "eps": eps})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: the graded graph is the one differentiated
@@ -98,58 +91,49 @@ class DeferredAdagrad(Optimizer):
         if not state:
             state["predicted"] = torch.zeros(len(table), device=table.device)
             state["read"] = torch.zeros(len(table), device=table.device)
-            state["left"], state["right"], state["shares"], state["n_waiting"] = [], [], [], 0
+            state["left"], state["right"], state["n_waiting"] = [], [], 0
             if table.dtype != torch.float32:
                 state["master"] = table.float()
         for role, named, products in (("predicted", parts.rows, parts.products), ("read", parts.reads, [])):
             if named:
                 rows, gradient = _take_rows(named, products)
                 _descend(table, state, role, rows, gradient, group)
-        for name, factors in zip(("left", "right", "shares"), zip(*parts.products, strict=True), strict=False):
-            state[name] += factors
+        state["left"] += [left for left, _ in parts.products]
+        state["right"] += [right for _, right in parts.products]
         state["n_waiting"] += 1
         if state["n_waiting"] >= group["every"]:
-            for rows, gradient in _pending(state, group["least"]):
+            for rows, gradient in _pending(state, len(table)):
                 _descend(table, state, "predicted", rows, gradient, group)
             parts.spare[:] = state["left"]
-            state["left"], state["right"], state["shares"], state["n_waiting"] = [], [], [], 0
+            state["left"], state["right"], state["n_waiting"] = [], [], 0
 
 
-def _take_rows(
-    named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def _take_rows(named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The named rows, each once, and their whole gradient; what of it was in the products is taken out of them."""
     values = torch.cat([values for _, values in named])
     rows, place = torch.cat([numbers for numbers, _ in named]).unique(return_inverse=True)
     gradient = values.new_zeros(len(rows), values.shape[1]).index_add_(0, place, values)
-    for left, right, _ in products:
+    for left, right in products:
         gradient.addmm_(left.T.index_select(0, rows).float(), right.float())
         left.T.index_fill_(0, rows, 0)
     return rows, gradient
 
 
-def _pending(state: dict[str, Any], least: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The gradient that waited, some rows at a time: those that hold their part of the probability."""
+def _pending(state: dict[str, Any], n_rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """The gradient that waited, a slice of rows at a time."""
     if not state["left"]:
         return
     right = torch.cat(state["right"])
-    for rows in _holding(state["left"], state["shares"], least).split(ROWS_AT_ONCE):
+    for start in range(0, n_rows, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, n_rows))
         # rows of the transpose: they lie together where the table was walked
-        left = torch.cat([left.T.index_select(0, rows) for left in state["left"]], dim=1)
+        left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
         yield rows, (left @ right).float()
 
 
-def _holding(lefts: list[Tensor], shares: list[Tensor], least: float) -> Tensor:
-    """Numbers of the rows that hold at least `least` of the probability that waited."""
-    if not least:
-        return torch.arange(lefts[0].shape[1], device=lefts[0].device)
-    held = lefts[0].new_zeros(lefts[0].shape[1], dtype=torch.float32)
-    for left, share in zip(lefts, shares, strict=True):
-        held += left.T @ share.to(left.dtype)
-    return (held >= least * held.sum(dtype=torch.float32)).nonzero()[:, 0]
-
-
-def _descend(table: Tensor, state: dict[str, Any], role: str, rows: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+def _descend(
+    table: Tensor, state: dict[str, Any], role: str, rows: Tensor | slice, g: Tensor, group: dict[str, Any]
+) -> None:
     """One step for some rows, each named once; a row whose gradient is zero does not move."""
     total = state[role][rows] + g.square().mean(dim=1)
     state[role][rows] = total
@@ -169,29 +153,25 @@ def _copy(value: Any) -> Any:
 class DeferredReference:
     """What `DeferredAdagrad` does, on dense float32 gradients: the slow twin."""
 
-    def __init__(self, table: Tensor, *, rate: float, every: int, least: float = 0.0, eps: float = 1e-12) -> None:
+    def __init__(self, table: Tensor, *, rate: float, every: int, eps: float = 1e-12) -> None:
         self.table = table.detach().clone().float()
         self.predicted, self.read = torch.zeros(len(table)), torch.zeros(len(table))
-        self.waiting, self.held = torch.zeros_like(self.table), torch.zeros(len(table))
+        self.waiting = torch.zeros_like(self.table)
         self.n_waiting = 0
-        self.rate, self.every, self.least, self.eps = rate, every, least, eps
+        self.rate, self.every, self.eps = rate, every, eps
 
-    def step(self, gradient: Tensor, touched: Tensor, read_gradient: Tensor, held: Tensor) -> None:
+    def step(self, gradient: Tensor, touched: Tensor, read_gradient: Tensor) -> None:
         """Take one update: (V, D) gradients of the table as output matrix and as embedding.
 
-        `touched` (V,) masks the rows of the first that learn at once; the others wait for the next pass. `held` (V,)
-        is the probability of each row, summed over tokens by their parts in the loss.
+        `touched` (V,) masks the rows of the first that learn at once; the others wait for the next pass.
         """
         self._descend(self.predicted, gradient * touched[:, None])
         self._descend(self.read, read_gradient)
         self.waiting += gradient * ~touched[:, None]
-        self.held += held * ~touched
         self.n_waiting += 1
         if self.n_waiting == self.every:
-            learns = self.held >= self.least * self.held.sum()
-            self._descend(self.predicted, self.waiting * learns[:, None])
-            self.waiting, self.held = torch.zeros_like(self.table), torch.zeros(len(self.held))
-            self.n_waiting = 0
+            self._descend(self.predicted, self.waiting)
+            self.waiting, self.n_waiting = torch.zeros_like(self.table), 0
 
     def _descend(self, total: Tensor, gradient: Tensor) -> None:
         total += gradient.square().mean(dim=1)

@@ -36,8 +36,6 @@ class MuonConfig(Settings):
     """Of a token table that leaves its gradient in factors (row-wise Adagrad)."""
     deferred_every: Annotated[int, Field(ge=1)] = 16
     """Updates after which the rows of such a table that were neither read nor predicted learn too."""
-    deferred_least: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the probability that such a row must hold to learn (see AdamW)."""
     beta1: Beta = 0.9
     beta2: Beta = 0.95
 
@@ -56,7 +54,6 @@ class Muon(Grouped):
                 rows_rate=c.rows_rate,
                 deferred_rate=c.deferred_rate,
                 deferred_every=c.deferred_every,
-                deferred_least=c.deferred_least,
                 beta1=c.beta1,
                 beta2=c.beta2,
             ),

@@ -23,9 +23,8 @@ class GradientParts:
     Adding it up costs a (V, D) tensor per update; an optimizer that knows the parts can wait, or touch a few rows.
     """
 
-    products: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """(N, V) and (N, D) factors in the type of the table, which whoever takes them may overwrite, and (N,) float32
-    `shares`: `left` times them are the probabilities, each times the size of its token's part in the loss."""
+    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(N, V) and (N, D) pairs in the type of the table. Whoever takes them may overwrite them."""
     rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(N,) numbers of predicted rows, which may repeat, and the (N, D) float32 gradients to add to them."""
     reads: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -40,7 +39,7 @@ class GradientParts:
     def dense(self, table: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
         """The same gradient as one float32 tensor: the slow twin, and what a plain optimizer would take as `grad`."""
         total = torch.zeros(table.shape, device=table.device)
-        for left, right, _ in self.products:
+        for left, right in self.products:
             total += left.float().T @ right.float()
         for rows, values in self.rows + self.reads:
             total.index_add_(0, rows, values)
@@ -147,7 +146,7 @@ class _Nats(torch.autograd.Function):
         grad = grads[0][:, None]
         share = grad / total[:, None]
         if ctx.needs_input_grad[1]:  # nobody fetches the parts of a frozen table
-            ctx.parts.products.append((exps, (h * share).to(weight.dtype), share[:, 0].abs()))
+            ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
             ctx.parts.rows.append((targets, h * -grad))
         return (exps @ weight).float() * share - weight[targets].float() * grad, None, None
 
@@ -172,7 +171,7 @@ class _WalkedNats(torch.autograd.Function):
         grad = grads[0][:, None]
         share = grad / total[:, None]
         if ctx.needs_input_grad[1]:
-            ctx.parts.products.append((exps, h * share, share[:, 0].abs()))
+            ctx.parts.products.append((exps, h * share))
             ctx.parts.rows.append((targets, h * -grad))
         return back * share - weight[targets] * grad if back is not None else None, None, None
 
