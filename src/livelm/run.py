@@ -163,6 +163,7 @@ def fork(
         session.folder.discard()
         raise
     session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
+    session.growth.begin_stream()
     session.opening[0] |= origin
     return session
 

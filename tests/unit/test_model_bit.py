@@ -16,6 +16,7 @@ from livelm.models.bit import Bit
 from livelm.optim import OPTIMIZERS
 from livelm.run import fork, load, resume, run_session, start
 from livelm.session import Stop
+from livelm.telemetry.fold import fold_journal
 
 SMALL: dict[str, Any] = {"d_model": 16, "n_layers": 2, "n_heads": 2, "context": 5}
 GROW = ["depth", "width", "context"]
@@ -179,6 +180,7 @@ def test_a_run_grows_on_plateaus_and_resumes_with_what_it_grew(tmp_path: Path) -
     grown = [record for record in facts(whole) if record["kind"] == "grown"]
     assert [record["what"] for record in grown] == ["width", "context", "depth"]
     assert grown[0]["n_parameters"] == grown[1]["n_parameters"] < grown[2]["n_parameters"]
+    assert fold_journal(whole / "journal.jsonl").summary()["n_parameters"] == grown[2]["n_parameters"]
     rates = {record["batch"]: record["rate"] for record in facts(whole) if record["kind"] == "update"}
     after = grown[0]["batch"] + 1
     assert rates[after] == pytest.approx(rates[0] * 0.7071 / 3)
@@ -189,6 +191,11 @@ def test_a_run_grows_on_plateaus_and_resumes_with_what_it_grew(tmp_path: Path) -
     forked = fork(whole, [str(tmp_path / "text.txt")], tmp_path / "forked", "100B", Stop())
     run_session(forked, [])
     assert facts(tmp_path / "forked")[0]["bits"] < facts(whole)[0]["bits"]
+    settings, where = ["optimizer.rate=0.001"], tmp_path / "slower"
+    run_session(fork(whole, [str(tmp_path / "text.txt")], where, "300B", Stop(), settings), [])
+    rates = [record["rate"] for record in facts(where) if record["kind"] == "update"]
+    assert rates[0] == pytest.approx(0.001 * 0.7071**3 / 3), "its schedule begins anew, with what it grew long ago"
+    assert min(rates) == rates[0]
 
 
 def test_growth_of_an_architecture_that_cannot_grow_is_refused(tmp_path: Path) -> None:

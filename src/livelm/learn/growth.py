@@ -101,6 +101,14 @@ class Growth:
         self._grown_at = list(state["grown_at"])
         self._plateau.load_state_dict(state["plateau"])
 
+    def begin_stream(self) -> None:
+        """Another stream follows (`fork`): its costs are not compared with those of the one before.
+
+        Where the learner counts its updates anew, what was grown was grown before the first of them.
+        """
+        self._plateau.begin()
+        self._grown_at = [min(n_updates, self._learner.n_updates) for n_updates in self._grown_at]
+
     def _grow(self, what: str) -> None:
         learner = self._learner
         model: Any = learner.model

@@ -231,6 +231,10 @@ class Fold:
             self.skipped = str(record["skipped"])[:_MAX_TEXT]
         self.signals.take_update(self._latest_bytes)
 
+    def _take_grown(self, record: Mapping[str, Any]) -> None:
+        sizes = {name: record[name] for name in ("n_parameters", "flops_per_token", "context_reach")}
+        self.run = {**(self.run or {}), **sizes}  # what it has become; record 0 says what it was
+
     def _take_signals(self, record: Mapping[str, Any]) -> None:
         self.signals.take_signals(record)
 
@@ -278,7 +282,7 @@ class Fold:
 
 
 _KINDS = (
-    *("run", "document", "scored", "update", "signals", "alarm", "gate"),  # facts
+    *("run", "document", "scored", "update", "grown", "signals", "alarm", "gate"),  # facts
     *("spans", "memory", "source", "baseline", "saved", "resumed", "warning", "stopped"),  # observations
 )
 _HANDLERS = {kind: getattr(Fold, f"_take_{kind}") for kind in _KINDS}
