@@ -261,6 +261,29 @@ def test_a_saved_monitor_goes_on_with_the_records_that_would_have_come(lanes: in
         assert "the gate is closed: complexity is 0." in next(r for r in expected if isinstance(r, str))
 
 
+def test_windows_over_bits_hold_whole_bytes_wherever_batches_and_saves_cut_them() -> None:
+    tokenizer = TOKENIZERS["bits"](TOKENIZERS["bits"].Config())
+    text = random.Random(3).randbytes(250)
+    encoded = tokenizer.encode(text)
+    monitor, records = Monitor(SignalsSettings(window_bytes=100), tokenizer, 1), []
+    for index, at in enumerate(range(0, len(encoded.ids), 37)):  # 37 bits: nearly every batch ends inside a byte
+        part = slice(at, at + 37)
+        tokens, n_bytes = (torch.from_numpy(x[part]).long()[None] for x in (encoded.ids, encoded.n_bytes))
+        graded = torch.ones_like(tokens, dtype=torch.bool)
+        nothing = {"index": index, "spans": (), "begun": (), "cursor": None}
+        batch = Batch(tokens=tokens, starts=~graded, graded=graded, n_bytes=n_bytes, **nothing)
+        nats = torch.full(tokens.shape, LN_2, dtype=torch.float64)
+        records += monitor.take(Scored(seal=None, batch=batch, nats=nats, sum_nats=1.0, loss=torch.zeros(())))
+        state, monitor = monitor.state_dict(), Monitor(SignalsSettings(window_bytes=100), tokenizer, 1)
+        monitor.load_state_dict(state)
+    found = [record for record in records if record["kind"] == "signals"]
+    assert [record["n_bytes"] for record in found] == [100, 100]
+    assert [record["n_tokens"] for record in found] == [800, 800]
+    for record, piece in zip(found, (text[:100], text[100:200]), strict=True):
+        assert record["negentropy"] == pytest.approx(window(piece, 8 * LN_2).negentropy, abs=1e-6)
+        assert record["bits_per_byte"] == pytest.approx(8.0)
+
+
 def test_a_window_holds_its_own_bytes_and_costs() -> None:
     found = [r for r in watched(PROSE, 1, ()) if isinstance(r, dict) and r["kind"] == "signals"]
     for i, record in enumerate(found):
