@@ -143,7 +143,8 @@ def test_an_endless_document_is_cut_so_that_the_others_have_their_turn(replayabl
     endless = Counting("endless", 10, 1, pieces=100_000, replayable=replayable)
     found = some(mix(endless, Counting("b", 10, None), turn_bytes=50), None, 300)
     check_pieces(found)
-    assert n_bytes(found, "b") > 1000
+    # whole, it would leave nothing to others; what cannot be read again is read by threads, which take turns as ready
+    assert n_bytes(found, "b") > (1000 if replayable else 100)
     pieces = [d for d, _ in found if d.source == "endless" and d.text]
     assert b"".join(d.text for d in pieces) == b"".join(
         f"endless{i}".encode().ljust(10, b".") for i in range(len(pieces))

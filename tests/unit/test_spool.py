@@ -259,6 +259,35 @@ def test_a_reader_that_has_everything_is_never_starved_by_the_cap(tmp_path: Path
         assert [d for d, _ in source.read(None)] == expected(100, 1000)
 
 
+def test_the_cap_holds_while_a_reader_is_told_of_more_but_does_not_wake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine: a reader has everything, and then sleeps on."""
+    spool = Spool(tmp_path, segment_bytes=4096, max_bytes=8192)
+    changed, wait, asleep = spool._changed, spool._changed.wait, threading.Event()
+
+    def sleep_on(timeout: float) -> bool:
+        if threading.current_thread().name != "reader":
+            return wait(timeout)
+        changed.release()
+        asleep.set()
+        time.sleep(0.6)
+        changed.acquire()
+        return True
+
+    monkeypatch.setattr(changed, "wait", sleep_on)
+    got: list[Document] = []
+    with closing(Spooled(Numbers(100, size=1000), spool)) as source:
+        reader = threading.Thread(target=lambda: got.extend(d for d, _ in spool.read(None)), name="reader")
+        reader.start()
+        assert asleep.wait(5)
+        next(source.read(None))
+        time.sleep(0.3)
+        assert spool.n_bytes <= 8192
+        source.close()
+        reader.join(5)
+
+
 def test_closing_ends_a_source_that_waits_for_room(tmp_path: Path) -> None:
     inner = Numbers(10_000, size=1000)
     source = Spooled(inner, Spool(tmp_path, segment_bytes=4096, max_bytes=8192))

@@ -54,7 +54,8 @@ class Spool:
         self._changed = threading.Condition()
         self._closed = False
         self._failure: LivelmError | None = None
-        self._released = self._n_waiting = self._unsynced = 0
+        self._released = self._unsynced = 0
+        self._waiting: list[int] = []  # positions of the readers that have everything
         self._synced_at = time.monotonic()
         self._is_empty = True  # the newest segment has no record but its own
         self._identity = uuid4().hex
@@ -178,7 +179,7 @@ class Spool:
     def _write(self, record: bytes) -> bool:
         """Append one record; False when the spool was closed before there was room."""
         with self._changed:
-            while not self._make_room(len(record)) and not self._n_waiting and not self._closed:
+            while not self._make_room(len(record)) and not self._starving() and not self._closed:
                 self._changed.wait(POLL_S)
             if self._closed:
                 return False
@@ -240,6 +241,13 @@ class Spool:
                 raise self._refused(error) from None
         return True
 
+    def _starving(self) -> bool:
+        """Whether a reader has everything there is: only more text can bring the checkpoint that makes room.
+
+        One that was told of more but did not wake yet does not count, or a busy machine could go far over the cap.
+        """
+        return any(position >= self._segments[-1].stop for position in self._waiting)
+
     def _sync(self) -> None:
         last = self.last
         if self._failure is not None and self._unsynced < 0:
@@ -258,10 +266,10 @@ class Spool:
             while not self._closed and position >= self._segments[-1].stop:
                 if self._failure is not None:
                     raise self._failure
-                self._n_waiting += 1
+                self._waiting.append(position)
                 self._changed.notify_all()
                 self._changed.wait(POLL_S)
-                self._n_waiting -= 1
+                self._waiting.remove(position)
             return not self._closed
 
     def _segment_at(self, position: int) -> Segment:
