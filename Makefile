@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# one process per core, for tests that do not mind neighbours; those of one file share servers and trained runs
+# one process per core; tests of one file share servers and trained runs. Those of tests/live mind neighbours: `make
+# test` runs them one after another
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
 .PHONY: demo test check bench docs golden format clean
@@ -12,8 +13,8 @@ demo: $(READY)  ## crawl this Python's documentation, served here, and learn fro
 	$(BIN)/livelm run demo: --for 60s
 
 test: $(READY)  ## every test
-	$(PYTEST) -m "not slow"
-	$(BIN)/pytest -m slow
+	$(PYTEST) --ignore=tests/live
+	$(BIN)/pytest tests/live
 
 check: $(READY)  ## lint, types, layers and the fast tests
 	$(BIN)/ruff check .

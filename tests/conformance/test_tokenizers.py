@@ -116,7 +116,7 @@ def test_any_bytes_come_back_with_exact_counts(tokenizer: Tokenizer, text: bytes
 @thorough
 @given(text=documents)
 def test_each_token_covers_the_bytes_it_says(tokenizer: Tokenizer, text: bytes) -> None:
-    tokens, decoder = tokenizer.encode(text), Decoder(tokenizer)
+    tokens, decoder = tokenizer.encode(text[:2000]), Decoder(tokenizer)  # one by one is slow where bits are tokens
     assert [len(decoder.feed([id_])) for id_ in tokens.ids.tolist()] == tokens.n_bytes.tolist()
     assert not decoder.held
 

@@ -22,4 +22,4 @@ class Decoder:
         ids = [*self.held, *ids]
         n = self._divided.whole(ids)
         self.held = ids[n:]
-        return self._tokenizer.decode(ids[:n])
+        return self._tokenizer.decode(ids[:n]) if n else b""
