@@ -200,9 +200,11 @@ def test_a_walk_equals_its_products_with_any_number_of_threads(n: int, dtype: to
     alone, together = ((f.exps, f.totals, f.back) for f in found)
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
     truth = softmax_walk_reference(h.double(), weight.double(), shift.double())
-    rounding = 1e-4 if dtype == torch.float32 else 2**-8  # half a unit in the last place, and what scores are off
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
     for fast, plain in zip(alone, truth, strict=True):
-        torch.testing.assert_close(fast.double(), plain, rtol=rounding, atol=rounding / 100 * plain.abs().max().item())
+        torch.testing.assert_close(
+            fast.double(), plain, rtol=max(1e-4, rounding), atol=rounding / 10 * plain.abs().max().item()
+        )
     assert torch.allclose(alone[0].double().sum(dim=1), alone[1].double(), rtol=1e-5)  # of what was rounded
 
 
