@@ -109,6 +109,8 @@ class Crawl:
             "requests": counts["requests"],
             "redirects": counts["redirects"],
             "wire_bytes": counts["wire_bytes"],
+            "tdm_files": counts["tdm_files"],
+            "tdm_files_invalid": counts["tdm_files_invalid"],
             "restarts": counts["restarts"],
             "queued": gauges["queued"],
             "hosts": gauges["hosts"],

@@ -235,7 +235,7 @@ class Worker:
             idle=not waits and self._frontier.next_due(time.time()) is None,
             activity=self._activity,
             round=self._round,
-            counts=dict(visits.counts),
+            counts={**visits.counts, **visits.hosts.counts},
             gauges=gauges | {"unread_bytes": visits.unread_bytes, "unsent": self._n_unsent},
             drops=dict(self._drops.counts) | {f"link: {k}": n for k, n in self._frontier.refused.items()},
         )
