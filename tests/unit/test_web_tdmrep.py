@@ -20,7 +20,7 @@ EXAMPLE = [
     {"location": "/directory-b/html/", "tdm-reservation": 1, "tdm-policy": "https://example.org/policies/policy.json"},
     {"location": "/directory-b/images/*.jpg", "tdm-reservation": 0},
 ]
-"""The example of section 4.2.2 of the report."""
+"""The example of the report."""
 
 
 def covers(rules: Any, path: str) -> bool:

@@ -18,7 +18,7 @@ RULES_S = 86400.0
 """RFC 9309, section 2.4: rules should not be used for longer than 24 hours."""
 MAX_ASKED = 3
 """How often a tdmrep.json is asked for that cannot be had now. After that there is none: "failure to provide access
-[...] implies that the origin server does not implement this protocol" (TDMRep, section 4.2)."""
+[...] implies that the origin server does not implement this protocol" (TDMRep)."""
 MAX_SITEMAPS = 20
 """Sitemaps taken from one robots.txt."""
 

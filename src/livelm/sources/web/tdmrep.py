@@ -1,7 +1,7 @@
 """The reservation of a whole host: `/.well-known/tdmrep.json` of the TDM reservation protocol.
 
-W3C community group report, 10 May 2024, section 4.2: a JSON array of rules, of which the first that matches an address
-counts. Read kindly, as robots.txt is: what can be meant as a reservation is one.
+W3C community group report, 10 May 2024, "TDM File on the Origin Server": a JSON array of rules, of which the first that
+matches an address counts. Read kindly, as robots.txt is: what can be meant as a reservation is one.
 """
 
 import json

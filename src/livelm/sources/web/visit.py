@@ -106,7 +106,6 @@ class Visits:
 
     async def _ask_reservation(self, claim: Claim, rules: Rules, addresses: Sequence[str]) -> None:
         """Fetch tdmrep.json, with the manners of robots.txt."""
-        gap_s = after_s = self.hosts.gap_s(rules)
         begin = time.monotonic()
         try:
             self.counts["requests"] += 1
