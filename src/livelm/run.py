@@ -22,7 +22,7 @@ from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
 from livelm.telemetry.records import document_records, scored_record, update_record
 from livelm.telemetry.terminal import Listener
-from livelm.types import Keeping, Record, Source
+from livelm.types import Keeping, Preparing, Record, Source
 
 
 def learn(session: Session) -> Iterator[Record]:
@@ -101,12 +101,17 @@ def run_session(session: Session, views: Sequence[Listener]) -> None:
 def start(recipe: Recipe, out: Path | None, stop: Stop) -> Session:
     """Open a new run. Raises ConfigError, SourceError, RunError or StorageError before anything is written."""
     source = open_sources(recipe.source.uris, recipe.source)
-    parts = build_parts(recipe)
-    folder = RunFolder.create(out, parts.recipe)
     try:
-        return _open(folder, parts, source, None, stop)
+        _prepare(source)  # while the model is built
+        parts = build_parts(recipe)
+        folder = RunFolder.create(out, parts.recipe)
+        try:
+            return _open(folder, parts, source, None, stop)
+        except BaseException:
+            folder.discard()
+            raise
     except BaseException:
-        folder.discard()
+        source.close()
         raise
 
 
@@ -120,8 +125,13 @@ def resume(path: Path, more: str, stop: Stop) -> Session:
     try:
         recipe = folder.recipe()
         tree = folder.newest_checkpoint()
-        parts = build_parts(recipe)
-        return _open(folder, parts, open_sources(recipe.source.uris, recipe.source), tree, stop, more)
+        source = open_sources(recipe.source.uris, recipe.source)
+        try:
+            _prepare(source)  # while the model is built
+            return _open(folder, build_parts(recipe), source, tree, stop, more)
+        except BaseException:
+            source.close()
+            raise
     except BaseException:
         folder.unlock()
         raise
@@ -201,6 +211,11 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
     parts.growth(learner).load_state_dict(tree["growth"])
     learner.load_weights(tree["learner"])
     return parts, learner
+
+
+def _prepare(source: Source) -> None:
+    if isinstance(source, Preparing):
+        source.prepare()
 
 
 def _open(

@@ -101,6 +101,15 @@ class Observed(Protocol):
 
 
 @runtime_checkable
+class Preparing(Protocol):
+    """A source that takes a while to begin, such as a crawl, which starts processes."""
+
+    def prepare(self) -> None:
+        """Begin with what needs no folder; called at most once, before `keep`. Returns at once; `close` undoes it."""
+        ...
+
+
+@runtime_checkable
 class Keeping(Protocol):
     """A source with durable state of its own, such as the frontier of a crawl."""
 

@@ -19,6 +19,8 @@ from livelm.sources.brokers.message import Publisher
 from livelm.types import Cursor, Document, Source
 
 LIMIT_S = 60
+PACE_S = 0.002
+"""A learner rests so long at each checkpoint: the fastest brokers would be read before anybody could kill anything."""
 
 
 class Server:
@@ -118,34 +120,47 @@ def learn(make: Callable[[], Source], folder: Path, n: int, every: int = 37) -> 
                     (folder / "new").write_text(json.dumps(state))
                     (folder / "new").replace(saved)
                     source.commit(after)  # type: ignore[attr-defined]
+                    time.sleep(PACE_S)
                 if count == n:
                     break
     source.close()
 
 
-def learn_killed(make: Callable[[], Source], folder: Path, n: int, n_kills: int) -> list[str]:
-    """Learn in processes that are killed `n_kills` times at random moments; the ids that were graded, in order."""
-    chooser = random.Random(0)
+def learn_killed(
+    make: Callable[[], Source], folder: Path, n: int, n_kills: int, also: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Learn in processes that are killed `n_kills` times, each after a random number of documents more.
+
+    `also()` is called with each kill. Returns the ids that were graded, in order.
+    """
+    chooser, journal, n_hits = random.Random(0), folder / "journal", 0
     context = get_context("fork")  # seconds faster than to import everything again
+    journal.touch()
     for life in range(n_kills + 1):
+        n_bytes = journal.stat().st_size + chooser.randint(1, 6 * n // (n_kills + 1))  # an id and its line end
         process = context.Process(target=learn, args=(make, folder, n))
         process.start()
         assert process.pid is not None
         if life < n_kills:
-            process.join(chooser.uniform(0.02, 0.6))
+            end = time.monotonic() + LIMIT_S
+            while process.is_alive() and journal.stat().st_size < n_bytes and time.monotonic() < end:
+                process.join(0.001)
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
+            also()
             process.join()
+            n_hits += process.exitcode == -signal.SIGKILL
         else:
             process.join(LIMIT_S)
             assert process.exitcode == 0
-    return (folder / "journal").read_text().split()
+    assert n_hits > n_kills // 2, "the learner was done too early"
+    return journal.read_text().split()
 
 
 def read_while_killed(
     server: Server, make_publisher: Callable[[], Publisher], source: Source, n: int
 ) -> tuple[list[str], Cursor | None]:
-    """Publish `n` documents and read them while the server is killed and started again.
+    """Publish `n` documents and read them while the server is killed and started again five times.
 
     Acknowledges now and then, and closes the source. The ids that came, in order, and the last cursor.
     """
@@ -157,9 +172,12 @@ def read_while_killed(
                 publisher.publish(documents(n)[i : i + 200])
 
     def kill() -> None:
-        while not stop.wait(0.7):
-            server.kill()
-            server.start()
+        for n_read in range(n // 6, 6 * (n // 6), n // 6):
+            while len(got) < n_read and not stop.wait(0.005):
+                pass
+            if not stop.is_set():
+                server.kill()
+                server.start()
 
     threads = [threading.Thread(target=write), threading.Thread(target=kill)]
     for thread in threads:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from resiliparse.parse.html import HTMLTree
 
 from livelm.errors import Unavailable
+from livelm.sources.web import markup as markup_module
 from livelm.sources.web import page as page_module
-from livelm.sources.web.markup import attack, read_markup
+from livelm.sources.web.markup import attack, attack_reference, read_markup
 from livelm.sources.web.page import Page, PageReader, PageSettings, decode
 
 HOSTILE = Path(__file__).parents[2].parent / "shared" / "data" / "hostile" / "naughty-strings" / "blns.json"
@@ -169,6 +170,20 @@ def test_reading_repeated_fragments_takes_linear_time(piece: str) -> None:
     assert attack(html) in (None, "formatting_bomb", "attribute_bomb")
     read_markup(html, 1000)
     read(html)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["<p ", "a='>'", 'b=">"', " x", "'", '"', ">", "=", "= ", "<b>", "c ", "-" * 9]), max_size=60
+    )
+)
+def test_a_few_looks_find_every_attribute_bomb_that_measuring_all_tags_finds(pieces: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(markup_module, "MAX_ATTRIBUTES", 4)
+        patch.setattr(markup_module, "_LONG", 20)
+        patch.setattr(markup_module, "_LOOKS", 2)
+        assert attack("".join(pieces)) == attack_reference("".join(pieces))
 
 
 @pytest.mark.skipif(not HOSTILE.exists(), reason="shared/data/hostile is absent")

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from livelm.sources.web import sitemap
 from livelm.sources.web.black_box import BlackBox
 from livelm.sources.web.item import Item, pack, unpack
 from livelm.sources.web.sinks import Broker, open_file
-from livelm.sources.web.turns import Turns
 from livelm.types import Document
 
 NAMES = ["pages.jsonl.zst", "pages.warc.gz"]
@@ -172,43 +170,3 @@ def test_the_page_that_was_being_read_is_known_after_death(tmp_path: Path) -> No
     assert BlackBox(tmp_path / "box").culprit is None
     box.note("https://example.org/ä")
     assert BlackBox(tmp_path / "box").culprit == "https://example.org/ä"  # `box` was never closed, as after a kill
-
-
-def test_an_address_has_one_turn_at_a_time_and_rests_after_it() -> None:
-    turns = Turns(None)
-    assert turns.take(["a", "b"], 0.0, 1.0) == 0.0
-    assert turns.take(["b"], 0.1, 1.0) > 0
-    assert turns.take(["c"], 0.1, 1.0) == 0.0
-    turns.give_back(["a", "b"], 0.5, 1.0)
-    assert turns.take(["a"], 1.4, 1.0) > 0
-    assert turns.take(["a"], 1.5, 1.0) == 0.0
-
-
-def test_those_who_wait_for_an_address_are_told_different_times() -> None:
-    turns = Turns(None)
-    turns.take(["a"], 0.0, 1.0)
-    waits = [turns.take(["a"], 0.0, 1.0) for _ in range(100)]
-    assert waits[:3] == [1.0, 2.0, 3.0]
-    assert max(waits) == 60.0
-
-
-def _take(path: Path, connection: Any) -> None:
-    turns = Turns(path)
-    connection.send(turns.take(["a"], 0.0, 1.0))
-    connection.recv()
-
-
-def test_processes_share_the_turns_and_death_gives_them_back(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_take, args=(tmp_path / "lock", theirs))
-    process.start()
-    try:
-        assert ours.recv() == 0.0
-        turns = Turns(tmp_path / "lock")
-        assert turns.take(["b", "a"], 0.0, 1.0) > 0
-        process.kill()
-        process.join()
-        assert turns.take(["b", "a"], 100.0, 1.0) == 0.0
-    finally:
-        process.kill()

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from livelm.config import Settings
 from livelm.errors import ConfigError, LivelmError, SourceError
-from livelm.types import Acknowledging, Cursor, Document, Json, Keeping, Observed, Source
+from livelm.types import Acknowledging, Cursor, Document, Json, Keeping, Observed, Preparing, Source
 
 QUEUE_PIECES = 4
 """Documents or pieces that a part of a live mix may be ahead; few, because a stop loses what nobody can send again."""
@@ -94,6 +94,12 @@ class Mix:
             own = source.observe() if isinstance(source, Observed) else {}
             seen[name] = {**own, "mixed_documents": self._n_documents[index], "mixed_bytes": self._n_bytes[index]}
         return seen
+
+    def prepare(self) -> None:
+        """Let every part begin that takes a while."""
+        for source in self._sources:
+            if isinstance(source, Preparing):
+                source.prepare()
 
     def keep(self, folder: Path) -> None:
         """Give every part that keeps something a folder of its own in `folder`."""

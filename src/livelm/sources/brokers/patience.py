@@ -32,6 +32,10 @@ class Patience:
         """The broker answered: count from now."""
         self._reached, self._wait_s = time.monotonic(), FIRST_S
 
+    def answered(self) -> None:
+        """The broker said that it cannot serve yet: it is there, so it is worth waiting for from the first time on."""
+        self._reached = time.monotonic() if self._reached is None else self._reached
+
     def wait(self, error: Lost) -> None:
         """Wait a while because of `error`. Raises SourceError when it has been long enough, or never answered."""
         if self._reached is None:

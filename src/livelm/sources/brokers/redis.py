@@ -204,6 +204,8 @@ class Redis:
 
     def _lost(self, error: Exception) -> None:
         self._client.close()
+        if isinstance(error, redis.BusyLoadingError):  # after a crash, for seconds per gigabyte
+            self._patience.answered()
         self._patience.wait(Lost(f"Redis at {self._address.place} cannot be reached: {error}."))
 
     def _parse(self, cursor: Cursor) -> str:
@@ -322,6 +324,8 @@ class RedisPublisher:
             return True
         except TROUBLE as error:
             self._client.close()
+            if isinstance(error, redis.BusyLoadingError):
+                self._patience.answered()
             self._patience.wait(Lost(f"Redis at {self._address.place} cannot be reached: {error}."))
             return False
         except redis.RedisError as error:

@@ -32,8 +32,6 @@ class Order:
     """The last document of this shard that the crawl has; those after it are sent again."""
     quota: int | None
     """How many documents are still wanted; None: all."""
-    parent: int
-    """Process id of the crawl; a worker does not outlive it."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from livelm.config import Settings
 from livelm.errors import ConfigError, SourceError, StorageError
 from livelm.sources.web.crawl_settings import CrawlSettings
 from livelm.sources.web.item import Item, unpack
+from livelm.sources.web.spares import Spares
 from livelm.sources.web.urls import Url, parse_url
 from livelm.sources.web.workers import Workers
 from livelm.types import Cursor, Document, Json
@@ -48,12 +49,17 @@ class Crawl:
         self._settings = settings
         self.bounded = settings.frontier.revisit_s == 0 or settings.max_pages > 0
         self._folder: Path | None = None
+        self._spares = Spares()
         self._workers: Workers | None = None
         self._closed = threading.Event()
         self._reading = threading.Lock()
         self._identity = ""
         self._wait_s = 0.0
         self._rates: deque[tuple[float, int]] = deque()
+
+    def prepare(self) -> None:
+        """Start the processes, which need half a second before they can do anything."""
+        self._spares.start(self._settings.processes)
 
     def keep(self, folder: Path) -> None:
         """Use this folder for the frontier and for documents that nobody has yet."""
@@ -109,6 +115,8 @@ class Crawl:
             "requests": counts["requests"],
             "redirects": counts["redirects"],
             "wire_bytes": counts["wire_bytes"],
+            "tdm_files": counts["tdm_files"],
+            "tdm_files_invalid": counts["tdm_files_invalid"],
             "restarts": counts["restarts"],
             "queued": gauges["queued"],
             "hosts": gauges["hosts"],
@@ -123,6 +131,7 @@ class Crawl:
     def close(self) -> None:
         """End `read` within a second; whatever is in flight is fetched again by the next crawl of the folder."""
         self._closed.set()
+        self._spares.close()
         if (workers := self._workers) is not None:
             workers.stop()
 
@@ -137,7 +146,7 @@ class Crawl:
         self._identity = manifest["crawl"]
         place = _parse(cursor, self._identity, manifest["n_shards"])
         seeds = [seed.text for seed in self._seeds]
-        workers = self._workers = Workers(folder, self._settings, seeds, list(place.numbers), place.n)
+        workers = self._workers = Workers(folder, self._settings, seeds, list(place.numbers), place.n, self._spares)
         most = self._settings.max_pages
         try:
             workers.start()
@@ -157,6 +166,7 @@ class Crawl:
                 raise self._nothing(workers)
         finally:
             workers.stop()
+            self._spares.close()
 
     def _nothing(self, workers: Workers) -> SourceError:
         _, _, drops = workers.counts()

@@ -44,6 +44,9 @@ class CrawlSettings(Settings):
     """Addresses taken from one sitemap; 0: sitemaps are not read."""
     honour_ai_groups: bool = True
     """Also obey what robots.txt tells the known crawlers that collect training text, and `noai` on pages."""
+    honour_tdmrep: bool = True
+    """Ask each host for `/.well-known/tdmrep.json` (W3C TDMRep) and leave alone what it reserves: one small request and
+    one gap more for each host. The same reservation in headers and `<meta>` tags is heeded in any case."""
     niceness: int = Field(default=10, ge=0, le=19)
     """How far the worker processes step back when the learner wants the processor (POSIX nice)."""
     backlog: int = Field(default=256, ge=1, le=100_000)

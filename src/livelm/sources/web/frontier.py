@@ -268,6 +268,10 @@ class Frontier:
         if self._n_remembered % 1024 == 0:
             self._store.remove_hosts(memory.fetched_at - DAY_S)
 
+    def remember_tdmrep(self, origin: str, body: bytes) -> None:
+        """Add its tdmrep.json to what is known of an origin; it is forgotten together with the robots.txt."""
+        self._store.put_tdmrep(origin, body)
+
     def recall_host(self, origin: str, now: float) -> HostMemory | None:
         """What is known of an origin; None when nothing, or nothing of the last 24 hours (RFC 9309, section 2.4)."""
         memory = self._store.find_host(origin)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from livelm.errors import LivelmError, SourceError, StorageError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: hosts have `tdmrep`."""
 MARK = 0x6C6C6D46
 """SQLite's application id of our files: "llmF"."""
 SEEN_ROWS = 256
@@ -36,7 +37,7 @@ CREATE TABLE revisit(due_at REAL NOT NULL, number INTEGER NOT NULL, depth INTEGE
                      etag TEXT, last_modified TEXT, PRIMARY KEY(due_at, number)) WITHOUT ROWID;
 CREATE TABLE outbox(number INTEGER PRIMARY KEY, document BLOB NOT NULL);
 CREATE TABLE host(origin TEXT PRIMARY KEY, robots BLOB, status INTEGER, fetched_at REAL NOT NULL, crawl_delay_s REAL,
-                  failures INTEGER NOT NULL);
+                  failures INTEGER NOT NULL, tdmrep BLOB);
 CREATE INDEX host_by_age ON host(fetched_at);
 """
 
@@ -61,6 +62,8 @@ class HostMemory:
     crawl_delay_s: float | None = None
     failures: int = 0
     """Failed requests on end."""
+    tdmrep: bytes | None = None
+    """The body of its tdmrep.json, empty when there was none to read; None: it was not asked for yet."""
 
 
 class _Stored(Protocol):
@@ -149,7 +152,9 @@ class Store:
             for statement in TABLES.split(";")[:-1]:
                 run(statement)
             run(f"PRAGMA application_id = {MARK}")
-            run(f"PRAGMA user_version = {SCHEMA}")
+        elif version < SCHEMA:
+            run("ALTER TABLE host ADD COLUMN tdmrep BLOB")
+        run(f"PRAGMA user_version = {SCHEMA}")
         run("COMMIT")
 
     @explained
@@ -262,21 +267,39 @@ class Store:
     def put_host(self, origin: str, memory: HostMemory) -> None:
         """Insert or replace."""
         self._change(
-            "INSERT OR REPLACE INTO host VALUES (?, ?, ?, ?, ?, ?)",
-            (origin, memory.robots, memory.status, memory.fetched_at, memory.crawl_delay_s, memory.failures),
+            "INSERT OR REPLACE INTO host VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                origin,
+                memory.robots,
+                memory.status,
+                memory.fetched_at,
+                memory.crawl_delay_s,
+                memory.failures,
+                memory.tdmrep,
+            ),
         )
 
     @explained
     def find_host(self, origin: str) -> HostMemory | None:
         """What is known of an origin."""
-        query = "SELECT robots, status, fetched_at, crawl_delay_s, failures FROM host WHERE origin = ?"
+        query = "SELECT robots, status, fetched_at, crawl_delay_s, failures, tdmrep FROM host WHERE origin = ?"
         row = self._db.execute(query, (origin,)).fetchone()
         if row is None:
             return None
-        robots, status, fetched_at, crawl_delay_s, failures = row
+        robots, status, fetched_at, crawl_delay_s, failures, tdmrep = row
         return HostMemory(
-            robots=robots, status=status, fetched_at=fetched_at, crawl_delay_s=crawl_delay_s, failures=failures
+            robots=robots,
+            status=status,
+            fetched_at=fetched_at,
+            crawl_delay_s=crawl_delay_s,
+            failures=failures,
+            tdmrep=tdmrep,
         )
+
+    @explained
+    def put_tdmrep(self, origin: str, body: bytes) -> None:
+        """Add the tdmrep.json of an origin to what is known of it."""
+        self._change("UPDATE host SET tdmrep = ? WHERE origin = ?", (body, origin))
 
     @explained
     def remove_hosts(self, before: float) -> None:

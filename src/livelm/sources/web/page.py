@@ -119,10 +119,10 @@ def decode(body: bytes, content_type: str = "") -> str:
     byte order mark, the HTTP header and the page's own declaration count, in the order of the HTML standard, then what
     the bytes look like.
     """
-    if not body.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if not body.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\x1b" not in body and b"\0" not in body:
+        # ESC is for ISO-2022-JP, NUL for UTF-16, both look like ASCII
         text = body.decode("utf-8", "replace").removeprefix("\ufeff")
-        # A few bad bytes are a cut or a foreign comment; ESC is for ISO-2022-JP, NUL for UTF-16, both look like ASCII.
-        if text.count("\ufffd") * 1000 <= len(text) and "\x1b" not in text and "\0" not in text:
+        if text.isascii() or text.count("\ufffd") * 1000 <= len(text):  # a few bad bytes are a cut or a foreign comment
             return text
     declared = _CHARSET.search(content_type)
     encoding = map_encoding_to_html5(declared[1], fallback_utf8=False) if declared else None

@@ -11,6 +11,7 @@ from livelm.sources.web.duplicates import Duplicates
 from livelm.sources.web.fetch import Response
 from livelm.sources.web.filters import TextFilter
 from livelm.sources.web.item import Item
+from livelm.sources.web.links import Links
 from livelm.sources.web.page import PageReader
 from livelm.sources.web.urls import Url, parse_url
 
@@ -40,6 +41,7 @@ class Reader:
         self._page = PageReader(settings.page, settings.product, honour_ai=settings.honour_ai_groups)
         self._filter = TextFilter(settings.filters)
         self._duplicates = duplicates
+        self._known = Links()
 
     def inside(self, url: Url) -> bool:
         """Whether the address is in the scope of the crawl."""
@@ -68,11 +70,8 @@ class Reader:
         return Reading(links, item, None)
 
     def _links(self, links: list[str], base: str) -> list[Url]:
-        sites = self._sites
-        found = (parse_url(link, base) for link in links)
-        if sites is None:
-            return [url for url in found if url is not None]
-        return [url for url in found if url is not None and url.site in sites]
+        found, sites = self._known.resolve(links, base), self._sites
+        return found if sites is None else [url for url in found if url.site in sites]
 
     def _sitemap(self, response: Response) -> list[Url] | None:
         """The addresses when the answer is a sitemap; only those of its own site, which alone it can speak for."""

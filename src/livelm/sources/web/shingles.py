@@ -45,14 +45,19 @@ class Shingles:
 
 
 @lru_cache(maxsize=1)  # the filter and the search for duplicates look at the same text one after the other
+def words_of(text: str) -> list[str]:
+    """What stands between blanks. Not to be changed: the next caller gets the same list."""
+    return text.split()
+
+
+@lru_cache(maxsize=1)
 def shingles(text: str) -> Shingles:
     """Hash every run of `WORDS` words, or of `unspaced_run` characters where words are not set apart.
 
     A run's number is its bytes as a polynomial modulo 2^64 (Karp and Rabin, 1987), mixed: a difference of two prefix
     sums, so the cost is a few passes over the bytes however long the runs are.
     """
-    words = text.lower().split()
-    normal = f" {' '.join(words)} ".encode("utf-8", "replace")
+    normal = f" {' '.join(words_of(text)).lower()} ".encode("utf-8", "replace")
     data = np.frombuffer(normal[:MAX_BYTES], np.uint8)
     if length := unspaced_run(text):
         starts, gap = np.flatnonzero((data & 0xC0) != 0x80), 0  # where a character begins

@@ -60,14 +60,22 @@ class Visits:
                 return
             addresses = await self.fetcher.resolver.resolve(url.host, _port(url))
             rules = self.hosts.known(url, time.time())
-            if rules is not None and self._refuse(claim, rules):
-                return
+            reservation = None
+            if rules is not None:
+                if self._refuse(claim, rules):
+                    return
+                reservation = self.hosts.reservation(url, rules, time.time())
+                if reservation is not None and reservation.covers(url.text):
+                    self._drop(claim, "tdm_reservation")  # it may be looked at, but not read by a machine
+                    return
             gap_s = self.hosts.gap_s(rules)
             wait_s = self.turns.take(addresses, time.monotonic(), gap_s)
             if wait_s:
                 self.frontier.postpone(claim, now=time.time(), after_s=wait_s)
             elif rules is None:
                 await self._ask(claim, addresses)
+            elif reservation is None:
+                await self._ask_reservation(claim, rules, addresses)
             else:
                 await self._fetch(claim, rules, addresses)
         except asyncio.CancelledError:  # the worker stops: nothing was tried
@@ -96,10 +104,29 @@ class Visits:
             self._give_back(addresses, gap_s)
         self.frontier.postpone(claim, now=time.time(), after_s=gap_s)
 
+    async def _ask_reservation(self, claim: Claim, rules: Rules, addresses: Sequence[str]) -> None:
+        """Fetch tdmrep.json, with the manners of robots.txt."""
+        begin = time.monotonic()
+        try:
+            self.counts["requests"] += 1
+            after_s = await self.hosts.ask_reservation(claim.url)
+        finally:
+            gap_s = self.hosts.gap_s(rules, time.monotonic() - begin)
+            self._give_back(addresses, gap_s)
+        self.frontier.postpone(claim, now=time.time(), after_s=max(gap_s, after_s))
+
     def _give_back(self, addresses: Sequence[str], gap_s: float) -> None:
-        self.turns.give_back(addresses, time.monotonic(), gap_s)
+        now = time.monotonic()
+        self.turns.give_back(addresses, now, gap_s)
         if gap_s:
-            asyncio.get_running_loop().call_later(gap_s, lambda: self.turns.sweep(time.monotonic()))
+            asyncio.get_running_loop().call_later(gap_s, self._let_go, now + gap_s)
+
+    def _let_go(self, at: float) -> None:
+        """Free what rests until `at`. Nobody else does after the last request here, and other processes wait for it."""
+        if (early_s := at - time.monotonic()) > 0:  # uvloop counts whole milliseconds: two in five timers are early
+            asyncio.get_running_loop().call_later(max(early_s, 0.001), self._let_go, at)
+        else:
+            self.turns.sweep(time.monotonic())
 
     def _refuse(self, claim: Claim, rules: Rules) -> bool:
         """Leave out what robots.txt does not want; whether the claim is settled."""

@@ -90,6 +90,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._n_finished = self._round = self._activity = 0
+        self._has_committed = False
 
     async def run(self) -> None:
         """Work until told to stop, or until the crawl is gone. Raises what made going on impossible."""
@@ -166,8 +167,8 @@ class Worker:
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
-        if self._n_finished >= COMMIT_PAGES:
-            self._due.set()
+        if self._n_finished >= COMMIT_PAGES or (self._visits.n_new and not self._has_committed):
+            self._due.set()  # the first document at once: somebody is waiting for it
 
     async def _commit_often(self) -> None:
         while True:
@@ -180,7 +181,9 @@ class Worker:
     def _commit(self) -> None:
         self._n_finished = 0
         self._frontier.commit()
-        self._n_unsent += self._visits.take_new()
+        n_new = self._visits.take_new()
+        self._n_unsent += n_new
+        self._has_committed = self._has_committed or n_new > 0
         self._committed.set()
         self._changed.set()  # the inbox may have brought something
 
@@ -235,7 +238,7 @@ class Worker:
             idle=not waits and self._frontier.next_due(time.time()) is None,
             activity=self._activity,
             round=self._round,
-            counts=dict(visits.counts),
+            counts={**visits.counts, **visits.hosts.counts},
             gauges=gauges | {"unread_bytes": visits.unread_bytes, "unsent": self._n_unsent},
             drops=dict(self._drops.counts) | {f"link: {k}": n for k, n in self._frontier.refused.items()},
         )
@@ -279,9 +282,10 @@ def _watch(parent: int) -> None:
 
 async def _main(channel: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=channel, limit=LINE_BYTES)
-    order = read_order(await reader.readline())
+    if not (line := await reader.readline()):
+        return  # started ahead, and not needed
+    order = read_order(line)
     os.nice(order.settings["niceness"])
-    threading.Thread(target=_watch, args=(order.parent,), name="watch", daemon=True).start()
     try:
         worker = Worker(order, reader, writer)
         await worker.run()
@@ -296,7 +300,8 @@ async def _main(channel: socket.socket) -> None:
 
 
 def main() -> None:
-    """Run the worker that the socket on standard input describes."""
+    """Run the worker that the socket on standard input describes, but no longer than the process of this id lives."""
+    threading.Thread(target=_watch, args=(int(sys.argv[1]),), name="watch", daemon=True).start()
     channel = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)

@@ -6,10 +6,10 @@ import os
 import selectors
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,7 @@ from livelm import errors
 from livelm.errors import LivelmError, SourceError
 from livelm.sources.web.channel import FRAME, Order, Report, read_line, write_order
 from livelm.sources.web.crawl_settings import CrawlSettings
+from livelm.sources.web.spares import Spares
 
 QUEUE_DOCUMENTS = 256
 QUEUE_BYTES = 16 << 20
@@ -68,9 +69,11 @@ class _Worker:
 class Workers:
     """All worker processes, served by one thread that never waits for anybody."""
 
-    def __init__(self, folder: Path, settings: CrawlSettings, seeds: list[str], after: list[int], n_had: int) -> None:
+    def __init__(
+        self, folder: Path, settings: CrawlSettings, seeds: list[str], after: list[int], n_had: int, spares: Spares
+    ) -> None:
         """`after` holds for each shard the last document that is safe, `n_had` how many were delivered before."""
-        self._folder, self._settings, self._seeds = folder, settings, seeds
+        self._folder, self._settings, self._seeds, self._spares = folder, settings, seeds, spares
         self._quota = settings.max_pages - n_had if settings.max_pages else None
         self._workers = [_Worker(shard, received) for shard, received in enumerate(after)]
         self._selector = selectors.DefaultSelector()
@@ -188,15 +191,7 @@ class Workers:
             worker.process.kill()
 
     def _begin(self, worker: _Worker) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            worker.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "livelm.sources.web.worker"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the crawl, which then ends its workers
-            )
+        worker.process, ours = self._spares.take()
         order = Order(
             folder=str(self._folder),
             shard=worker.shard,
@@ -205,10 +200,10 @@ class Workers:
             settings=json.loads(self._settings.model_dump_json()),
             after=worker.received,
             quota=self._quota,
-            parent=os.getpid(),
         )
         ours.settimeout(30.0)
-        ours.sendall(write_order(order))
+        with suppress(ConnectionError):  # it is dead already, which is noticed with the others that die
+            ours.sendall(write_order(order))
         ours.setblocking(False)
         assert worker.process.stderr is not None  # noqa: S101  (for the type checker: it was asked for)
         worker.channel, worker.errors = ours, worker.process.stderr
