@@ -33,6 +33,14 @@ SETTINGS = [
 ]
 NGRAMS = ["model.ngrams=[2, 3]", "model.ngram_rows=64"]
 MEMORY = ["memory.name=counts", "memory.budget_mib=64", "memory.history_mib=1"]
+GATE = [
+    *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
+    *("signals.gate_close=0.35", "signals.gate_open=0.34"),
+]
+BITS = [
+    *("tokenizer.name=bits", "model.name=none", "model.name=bit", "model.d_model=8", "model.n_layers=1"),
+    *("model.n_heads=2", "model.context=16", "feed.update_tokens=125"),  # ends inside bytes
+]
 TEXTS = [
     b"It was the best of times, it was the worst of times.\n" * 4,
     "naïve café \U0001f642 ".encode() * 5 + b"\xff\x00\xfe",
@@ -141,11 +149,10 @@ CASES = {
     "inverse square root": ["schedule.name=inverse_sqrt", "schedule.warmup=5", "schedule.hold=9"],
     "memory alone, three lanes": ["model.name=none", *MEMORY, "feed.lanes=3"],
     "both": MEMORY,
+    "both, bits": [*MEMORY, *BITS],
+    "both, gate": [*MEMORY, *GATE],
     "bpe": ["tokenizer.name=bpe", "tokenizer.file=BPE"],
-    "signals and gate": [
-        *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
-        *("signals.gate_close=0.35", "signals.gate_open=0.34"),
-    ],
+    "signals and gate": GATE,
     "bpe, three lanes, n-grams": ["tokenizer.name=bpe", "tokenizer.file=BPE", "feed.lanes=3", *NGRAMS],
 }
 
