@@ -28,7 +28,7 @@ def main() -> None:
     rows = []
     for value in arguments.values:
         chosen = [] if value == "unset" else [f"{arguments.key}={value}"]
-        settings = [*arguments.changes, *fixed, *chosen, "checkpoint.every_s=1e9"]
+        settings = ["memory.name=none", *arguments.changes, *fixed, *chosen, "checkpoint.every_s=1e9"]
         runs = [run_once(None, arguments.size, [*settings, f"run.seed={seed}"]) for seed in range(arguments.seeds)]
         bits = [run["bits_per_byte"] for run in runs]
         rows.append(

@@ -17,8 +17,8 @@ from tests.live.broker_servers import Server, nats_command
 from livelm.learn import list_checkpoints
 
 TINY = [
-    "run.threads=1", "model.name=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2",
-    "model.context=32", "model.ngrams=[]", "feed.update_tokens=64", "checkpoint.every_s=0.3",
+    "run.threads=1", "memory.name=none", "model.name=transformer", "model.d_model=16", "model.n_layers=1",
+    "model.n_heads=2", "model.context=32", "model.ngrams=[]", "feed.update_tokens=64", "checkpoint.every_s=0.3",
 ]  # fmt: skip
 LIMIT_S = 100.0
 """Longest wait for anything; far longer than any takes."""

@@ -76,7 +76,7 @@ class Update:
 
     def __init__(self, name: str, d_model: int, n_bytes: int) -> None:
         path = RECIPES / f"{name}.toml"
-        base = [] if path.exists() else [f"model.name={name}"]
+        base = ["memory.name=none"] if path.exists() else ["memory.name=none", f"model.name={name}"]
         changes = [f"model.d_model={d_model}", "run.threads=1"]
         known = MODELS[name].Config.model_fields
         changes += ["model.ngrams=[]"] if "ngrams" in known else []

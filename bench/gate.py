@@ -107,7 +107,13 @@ def measure(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """The rows of one seed."""
     n_text = arguments.before + arguments.after
     text = arguments.file.read_bytes()[seed * n_text : (seed + 1) * n_text]
-    changes = ["signals.window_bytes=512", f"run.seed={seed}", *GATES[arguments.gate], *arguments.changes]
+    changes = [
+        "memory.name=none",
+        "signals.window_bytes=512",
+        f"run.seed={seed}",
+        *GATES[arguments.gate],
+        *arguments.changes,
+    ]
     recipe = load_recipe(None, "tiny", changes)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -109,6 +109,7 @@ def main() -> None:
         stream = Path(folder) / "stream.txt"
         stream.write_bytes(text)
         changes = [f"feed.update_tokens={arguments.tokens}", f'source.uris=["{stream}"]', "checkpoint.every_s=1e9"]
+        changes += ["memory.name=none"]
         recipe = load_recipe(None, arguments.size, changes)
         bare = Bare(recipe, text)
         session = start(recipe, Path(folder) / "run", Stop())

@@ -26,6 +26,7 @@ from livelm.session import Stop
 
 SETTINGS = [
     "run.threads=1",
+    "memory.name=none",
     "model.name=transformer",
     "model.d_model=16",
     "model.n_layers=1",

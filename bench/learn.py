@@ -70,9 +70,9 @@ def run_once(recipe_file: Path | None, size: str, changes: list[str]) -> dict[st
     }
 
 
-def main() -> None:
-    """Parse the command line, run every seed, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_runs(description: str | None) -> tuple[argparse.Namespace, Path | None, list[str]]:
+    """The options of a benchmark of runs, the recipe if one is named, and all settings but for the seed."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("inputs", nargs="+", help="[RECIPE.toml] SOURCE ...")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--seeds", type=int, default=3)
@@ -84,6 +84,12 @@ def main() -> None:
     sources = [str(Path(s).absolute()) for s in arguments.inputs[recipe is not None :]]
     changes = [*arguments.changes, f"source.uris={json.dumps(sources)}", "checkpoint.every_s=1e9"]
     changes += [f"run.budget={json.dumps(arguments.budget)}"] if arguments.budget else []
+    return arguments, recipe, changes
+
+
+def main() -> None:
+    """Run every seed, print a table."""
+    arguments, recipe, changes = parse_runs(__doc__)
     rows = []
     for seed in range(arguments.seeds):
         row = run_once(recipe, arguments.size, [*changes, f"run.seed={seed}"])

@@ -25,6 +25,7 @@ from livelm.telemetry.terminal import LiveView
 
 SETTINGS = [
     "run.threads=1",
+    "memory.name=none",
     "model.name=transformer",
     "model.d_model=16",
     "model.n_layers=1",

@@ -50,7 +50,8 @@ class Watch:
 
 def train(text: Path, n_bytes: int, seed: int, out: Path) -> float:
     """A run over the first bytes of a text; bits per byte of its second half."""
-    changes = ["model.name=rwkv7", *(f"model.{name}={value}" for name, value in MODEL.items()), "optimizer.rate=4e-3"]
+    changes = ["memory.name=none", "model.name=rwkv7", "optimizer.rate=4e-3"]
+    changes += [f"model.{name}={value}" for name, value in MODEL.items()]
     changes += [f"feed.update_tokens={TRAIN_TOKENS}", f"source.uris={json.dumps([str(text.absolute())])}"]
     changes += [f"run.budget={n_bytes}B", f"run.seed={seed}", "run.threads=1", "checkpoint.every_s=1e9"]
     watch = Watch()

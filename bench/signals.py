@@ -247,6 +247,7 @@ def overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         (Path(folder) / "text").write_bytes(stretch("prose", 100_000, random.Random(0)))
         for n_bytes in arguments.window_bytes:
             changes = ["feed.update_tokens=128", f"signals.window_bytes={n_bytes}", "signals.gate=complexity"]
+            changes += ["memory.name=none"]
             recipe = load_recipe(None, "tiny", [*changes, f'source.uris=["{folder}/text"]', "checkpoint.every_s=1e9"])
             session = start(recipe, Path(folder) / str(n_bytes), Stop())
             timed: Any = Timed(session.monitor)

@@ -37,7 +37,7 @@ N_DOCUMENTS = 1000
 
 def learned(folder: Path, source: str, seconds: float, settings: list[str]) -> dict[str, float]:
     """Run the command and read its journal: waiting, bytes/s, and what the source said last."""
-    options = [word for setting in settings for word in ("--set", setting)]
+    options = [word for setting in ("memory.name=none", *settings) for word in ("--set", setting)]
     command = [sys.executable, "-m", "livelm", "run", source, "--for", f"{seconds:g}s", "--out", str(folder), *options]
     subprocess.run(command, check=True, capture_output=True)
     n_bytes, reports, said = 0, [], {"at_s": 0.0, "said": {}}

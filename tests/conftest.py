@@ -18,6 +18,7 @@ torch.set_num_threads(1)  # small models: two threads that wait for one another 
 
 TINY = [
     "--threads", "1",
+    "--set", "memory.name=none",
     "--set", "model.name=transformer",
     "--set", "model.d_model=16",
     "--set", "model.n_layers=1",

@@ -221,11 +221,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text as the model would."""
-    parts, learner = load(path)
+    parts, _ = load(path)
     text = bytearray()
     out = sys.stdout.buffer
     begin = prompt.encode(errors="surrogateescape")  # the very bytes that were typed
-    for token in sample(learner.model, parts.tokenizer, begin, temperature=temperature, seed=seed or 0):
+    pieces = sample(parts.model, parts.tokenizer, begin, temperature=temperature, seed=seed or 0, memory=parts.memory)
+    for token in pieces:
         piece = token[: n_bytes - len(text)]
         text += piece
         if not as_json:

@@ -186,6 +186,9 @@ class Recipe(Settings):
     tokenizer: Part = Part(name="bytes")
     feed: FeedSettings = FeedSettings()
     model: Part
+    """The network; `none` for a memory alone."""
+    memory: Part = Part(name="none")
+    """What learns from one look; `none` for a network alone."""
     optimizer: Part
     schedule: Part = Part(name="constant")
     learn: LearnSettings = LearnSettings()

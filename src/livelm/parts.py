@@ -8,33 +8,51 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
 from livelm.errors import ConfigError
-from livelm.learn import Growth, Learner, Optimizer, apply_policy, learning_kinds, settings_for
+from livelm.learn import (
+    BesideLearner,
+    Growth,
+    Learner,
+    MemoryLearner,
+    MixedBitLearner,
+    MixedLearner,
+    Optimizer,
+    apply_policy,
+    learning_kinds,
+    settings_for,
+)
+from livelm.memory import MEMORIES, CountMemory
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
-from livelm.tokenize import TOKENIZERS
+from livelm.tokenize import TOKENIZERS, Bits, Bytes
 from livelm.types import Particular, Record, Source, Tokenizer
 
 if TYPE_CHECKING:
     from livelm.telemetry.signals.monitor import Monitor
 
+NONE = "none"
+"""The name of a network or a memory that is not there."""
 VERSIONED = ("livelm", "torch", "numpy", "pydantic", "safetensors", "tokenizers")
+
+AnyLearner = Learner | MemoryLearner
+"""What the loop drives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What learns, built from a recipe whose defaults are all filled in."""
+    """What learns, built from a recipe whose defaults are all filled in: a network, a memory, or both."""
 
     recipe: Recipe
     tokenizer: Tokenizer
-    model: nn.Module
-    optimizer: Optimizer
+    model: nn.Module | None
+    memory: CountMemory | None
+    optimizer: Optimizer | None
     warnings: tuple[str, ...]
     """What a person should know about these settings on this machine."""
     rate_factor: Callable[[int, float], float]
@@ -44,10 +62,21 @@ class Parts:
     flops_per_token: int
     """Of a forward pass at full context, without what adapters add."""
 
-    def learner(self, elapsed: Callable[[], float]) -> Learner:
+    def learner(self, elapsed: Callable[[], float]) -> AnyLearner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
-        shape = (self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
-        return Learner(self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+        n_lanes = self.recipe.feed.lanes
+        if self.model is None or self.optimizer is None:
+            if self.memory is None:
+                raise ConfigError("there is neither a network nor a memory, so nothing would learn.")
+            return MemoryLearner(self.memory, n_lanes)
+        shape = (n_lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
+        own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+        if self.memory is None:
+            return Learner(*own)
+        if isinstance(self.tokenizer, Bytes):
+            return MixedLearner(self.memory, *own)
+        kind = MixedBitLearner if isinstance(self.tokenizer, Bits) else BesideLearner
+        return kind(self.tokenizer, self.memory, *own)
 
     def monitor(self) -> "Monitor | None":
         """What measures the signals of the stream; None where the recipe wants none."""
@@ -57,8 +86,13 @@ class Parts:
         make = load_optional("livelm.telemetry.signals.monitor:Monitor", None, "[signals]")  # a second to load
         return make(settings, self.tokenizer, self.recipe.feed.lanes)
 
-    def growth(self, learner: Learner) -> Growth:
-        """What makes this learner's model larger, if the recipe wants that. Raises ConfigError if it cannot."""
+    def growth(self, learner: AnyLearner) -> Growth | None:
+        """What makes this learner's network larger, if the recipe wants that; None where there is no network.
+
+        Raises ConfigError if it cannot become larger.
+        """
+        if isinstance(learner, MemoryLearner):
+            return None
         return Growth(self.recipe.grow, learner, self.make_optimizer)
 
 
@@ -68,14 +102,8 @@ def build_parts(recipe: Recipe) -> Parts:
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
-    make_model, model_settings = _resolve(MODELS, recipe.model, "model")
-    model_settings = settings_for(recipe.learn.policy, recipe.model.name, model_settings)
-    _refuse_giant(lambda: make_model(model_settings, tokenizer.n_vocabulary))
-    torch.manual_seed(recipe.run.seed)
-    model = make_model(model_settings, tokenizer.n_vocabulary)
-    _require(model, tokenizer)
-    flops_per_token = model.flops_per_token()
-    apply_policy(recipe.learn.policy, model)
+    memory, memory_part = _build_memory(recipe, tokenizer)
+    network = _build_network(recipe, tokenizer)
     make_optimizer, optimizer_settings = _resolve(OPTIMIZERS, recipe.optimizer, "optimizer")
     schedule_kind = choose(SCHEDULES, recipe.schedule.name, "schedule.name")
     schedule = validate(schedule_kind, recipe.schedule.settings(), "schedule")
@@ -87,30 +115,41 @@ def build_parts(recipe: Recipe) -> Parts:
     resolved = recipe.model_copy(
         update={
             "tokenizer": _part(recipe.tokenizer.name, tokenizer_settings),
-            "model": _part(recipe.model.name, model_settings),
+            "model": network.part,
+            "memory": memory_part,
             "optimizer": _part(recipe.optimizer.name, optimizer_settings),
             "schedule": _part(recipe.schedule.name, schedule),
         }
     )
     made = partial(make_optimizer, optimizer_settings)
-    optimizer = made(learning_kinds(model))
-    warnings = model_settings.warnings()
-    return Parts(resolved, tokenizer, model, optimizer, warnings, schedule.factor, made, flops_per_token)
+    return Parts(
+        recipe=resolved,
+        tokenizer=tokenizer,
+        model=network.model,
+        memory=memory,
+        optimizer=_optimizer(made, network, memory is not None and isinstance(tokenizer, Bytes | Bits)),
+        warnings=network.warnings,
+        rate_factor=schedule.factor,
+        make_optimizer=made,
+        flops_per_token=network.flops_per_token,
+    )
 
 
 def run_record(parts: Parts, source: Source, run: str) -> Record:
     """Record 0: everything that is needed to say what the numbers after it mean. `run` is the run's identity."""
     model: Any = parts.model
+    parameters = list(model.parameters()) if model is not None else []
     return {
         "kind": "run",
         "schema": 1,
         "run": run,
         "recipe": parts.recipe.model_dump(mode="json"),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
-        "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "n_parameters": sum(p.numel() for p in parameters),
+        "n_trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "memory_bytes": parts.memory.bytes_of_state if parts.memory is not None else 0,
         "n_vocabulary": parts.tokenizer.n_vocabulary,
         "flops_per_token": parts.flops_per_token,
-        "context_reach": model.context_reach,
+        "context_reach": model.context_reach if model is not None else None,
         "stream": source.describe(),
         "bounded": source.bounded,
         "replayable": source.replayable,
@@ -155,12 +194,80 @@ def _refuse_conflicts(recipe: Recipe) -> None:
             f"grow.steps is {list(recipe.grow.steps)} and learn.policy {recipe.learn.policy!r}: a model can only grow "
             "while all of it learns. Leave grow.steps empty, or take learn.policy=all."
         )
+    if recipe.model.name == NONE and (recipe.grow.steps or recipe.learn.policy != "all"):
+        raise ConfigError(
+            f"model.name is {NONE!r}, so grow.steps={list(recipe.grow.steps)} and learn.policy={recipe.learn.policy!r} "
+            "mean nothing: counts neither grow nor learn in parts. Leave both out, or name a model."
+        )
+    if recipe.model.name == NONE and recipe.memory.name == NONE:
+        raise ConfigError(
+            "model.name and memory.name are both 'none', so nothing would learn. Take memory.name=counts."
+        )
 
 
 def _require(model: Any, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a model that would misread what this tokenizer writes."""
     if isinstance(model, Particular):
         model.require(tokenizer)
+
+
+class _Network(NamedTuple):
+    """A network, or that there is none, and what is to be known of it."""
+
+    model: Any
+    part: Part
+    """Its resolved section."""
+    warnings: tuple[str, ...] = ()
+    flops_per_token: int = 0
+
+
+def _build_network(recipe: Recipe, tokenizer: Tokenizer) -> _Network:
+    """The network under the recipe's policy."""
+    if recipe.model.name == NONE:
+        return _Network(None, _absent(recipe.model, "model"))
+    make_model, settings = _resolve(MODELS | {NONE: None}, recipe.model, "model")
+    settings = settings_for(recipe.learn.policy, recipe.model.name, settings)
+    _refuse_giant(lambda: make_model(settings, tokenizer.n_vocabulary))
+    torch.manual_seed(recipe.run.seed)
+    model = make_model(settings, tokenizer.n_vocabulary)
+    _require(model, tokenizer)
+    flops_per_token = model.flops_per_token()
+    apply_policy(recipe.learn.policy, model)
+    return _Network(model, _part(recipe.model.name, settings), settings.warnings(), flops_per_token)
+
+
+def _build_memory(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Any, Part]:
+    """The memory and its resolved section; None where there is to be none."""
+    if recipe.memory.name == NONE:
+        return None, _absent(recipe.memory, "memory")
+    make_memory, settings = _resolve(MEMORIES | {NONE: None}, recipe.memory, "memory")
+    if recipe.model.name == NONE and not isinstance(tokenizer, Bytes):
+        raise ConfigError(
+            f"tokenizer.name is {recipe.tokenizer.name!r}, and a memory alone reads bytes. Take tokenizer.name=bytes."
+        )
+    memory = make_memory(settings, recipe.feed.lanes)
+    memory.prepare()  # on nobody's clock
+    return memory, _part(recipe.memory.name, settings)
+
+
+def _optimizer(make: Callable[[dict[str, Any]], Optimizer], network: _Network, mixes: bool) -> Optimizer | None:
+    """The optimizer of a network; None without one. Raises ConfigError for one whose predictions cannot be mixed."""
+    if network.model is None:
+        return None
+    kinds = network.model.parameter_kinds()
+    if mixes and "deferred" in kinds:
+        raise ConfigError(
+            f"model.token_table is {network.part.settings().get('token_table')!r}, whose gradient stays in factors; "
+            "mixing with a memory needs whole predictions. Take model.token_table=plain or memory.name=none."
+        )
+    return make(learning_kinds(network.model))
+
+
+def _absent(part: Part, where: str) -> Part:
+    """The section of what is not there. Raises ConfigError where it has settings all the same."""
+    if given := part.settings():
+        raise ConfigError(f"{where}.name is {NONE!r}, so {where}.{next(iter(given))} means nothing. Delete it.")
+    return part
 
 
 def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 from uuid import uuid4
 
 from livelm.config import Budget, Part, Recipe, change_recipe, load_recipe, parse_budget
-from livelm.errors import SourceError
+from livelm.errors import ConfigError, SourceError
 from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch, batches
 from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Learner, inherit
+from livelm.learn import inherit
 from livelm.models.rwkv7_checkpoints import infer_config, read_tensors, to_native
-from livelm.parts import Parts, build_parts, run_record
+from livelm.parts import AnyLearner, Parts, build_parts, run_record
 from livelm.session import Session, Stop
 from livelm.sources import open_sources
 from livelm.telemetry.clock import Clock
@@ -30,19 +30,19 @@ def learn(session: Session) -> Iterator[Record]:
     s, clock, learner = session, session.clock, session.learner
     while (batch := s.next_batch()) is not None:
         with clock.span("score"):
-            scored = learner.score(batch)  # graded with yesterday's weights
+            scored = learner.score(batch, s.refusal)  # graded with yesterday's weights, and counts of a byte ago
         with clock.span("journal"):
             yield from document_records(batch)
             yield scored_record(scored)  # written before anything is learned
             s.graded.append(batch)
             if s.monitor is not None:
                 yield from s.monitor.take(scored)
-        refusal = None if s.monitor is None else s.monitor.refusal
-        with clock.span("update"):  # only now may anything change
+        refusal = s.refusal  # what was just graded may have closed the gate, or opened it
+        with clock.span("update"):  # only now may any weight change
             update = learner.update(scored) if refusal is None else learner.refuse(scored, refusal)
         with clock.span("journal"):
             yield update_record(update)
-            if refusal is None and (grown := s.growth.take(scored)) is not None:
+            if refusal is None and s.growth is not None and (grown := s.growth.take(scored)) is not None:
                 yield grown
             s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
             if clock.report_due():
@@ -142,9 +142,12 @@ def fork(
 ) -> Session:
     """Begin a new run on another stream with what a run has learned, or with published RWKV-7 weights (a file).
 
-    `changes` are `--set` changes of the run's recipe. While model, policy and optimizer stay, the optimizer goes on as
-    if nothing had changed; otherwise it, the guard and the schedule begin anew. Raises what `start` does, RunError and
-    CheckpointError for a run or weights that cannot be taken over, naming what does not fit.
+    `changes` are `--set` changes of the run's recipe, which may also leave out its network or its memory
+    (`model.name=none`, `memory.name=none`), or add one, which begins with nothing learned. While model, policy and
+    optimizer stay, the optimizer goes on as if nothing had changed; otherwise it, the guard and the schedule begin
+    anew. Raises what `start` does, RunError and
+    CheckpointError for a run or weights that cannot be taken over, naming what does not fit. Published weights are a
+    network alone unless `changes` name a memory.
     """
     recipe, learned, origin = _published(path) if path.is_file() else _learned(path)
     changed = change_recipe(
@@ -156,26 +159,44 @@ def fork(
         ),
         changes,
     )
-    same = (changed.model, changed.learn.policy) == (recipe.model, recipe.learn.policy)
     session = start(changed, out, stop)
     try:
-        if not same:
-            session.learner.load_weights({"model": inherit(learned["model"], session.learner.model)})
-        else:
-            if "growth" in learned:
-                session.growth.load_state_dict(learned["growth"])
-            if changed.optimizer == recipe.optimizer and "optimizer" in learned:
-                session.learner.load_state_dict(learned)
-            else:
-                session.learner.load_weights(learned)
+        _take_over(session, recipe, changed, learned)
     except BaseException:
         session.close()
         session.folder.discard()
         raise
     session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
-    session.growth.begin_stream()
+    if session.growth is not None:
+        session.growth.begin_stream()
     session.opening[0] |= origin
     return session
+
+
+def _take_over(session: Session, recipe: Recipe, changed: Recipe, learned: dict[str, Any]) -> None:
+    """Give a fresh session of `changed` what was learned under `recipe`: network, memory, or what of both it has.
+
+    What the run did not have begins here.
+    """
+    learner, growth, own = session.learner, session.growth, session.learner.state_dict()
+    now = session.parts.recipe
+    kept = [name for name in ("model", "memory") if name in own and name in learned]
+    if "memory" in kept and (now.memory, now.feed.lanes) != (recipe.memory, recipe.feed.lanes):
+        raise ConfigError(
+            "what a count memory learned fits only the settings it learned with: leave [memory] and feed.lanes as they "
+            "are, or go on without it: --set memory.name=none."
+        )
+    weights = own | {name: learned[name] for name in kept}
+    if (changed.model, changed.learn.policy) != (recipe.model, recipe.learn.policy):
+        if "model" in kept:
+            weights["model"] = inherit(learned["model"], session.parts.model)  # type: ignore[arg-type]
+    else:
+        if growth is not None and "growth" in learned:
+            growth.load_state_dict(learned["growth"])
+        if changed.optimizer == recipe.optimizer and "optimizer" in learned:
+            learner.load_state_dict(own | learned)
+            return
+    learner.load_weights(weights)
 
 
 def _learned(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
@@ -193,10 +214,11 @@ def _published(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
     recipe = load_recipe(None, "tiny")
     model = Part(name="rwkv7", **sizes.model_dump(mode="json", exclude_none=True))
     learned = {"model": {name: tensor.float() for name, tensor in tensors.items()}}
-    return recipe.model_copy(update={"name": path.stem, "model": model}), learned, {"forked_from": path.name}
+    alone = {"name": path.stem, "model": model, "memory": Part(name="none")}
+    return recipe.model_copy(update=alone), learned, {"forked_from": path.name}
 
 
-def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
+def load(path: Path, threads: int | None = None) -> tuple[Parts, AnyLearner]:
     """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone.
 
     `threads` replaces what the recipe says.
@@ -208,7 +230,9 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, Learner]:
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"threads": threads})})
     parts = build_parts(recipe)
     learner = parts.learner(lambda: 0.0)
-    parts.growth(learner).load_state_dict(tree["growth"])
+    growth = parts.growth(learner)
+    if growth is not None:
+        growth.load_state_dict(tree["growth"])
     learner.load_weights(tree["learner"])
     return parts, learner
 
@@ -243,7 +267,8 @@ def _open(
     monitor = parts.monitor()
     growth = parts.growth(learner)
     if tree:
-        growth.load_state_dict(tree["growth"])
+        if growth is not None:
+            growth.load_state_dict(tree["growth"])
         learner.load_state_dict(tree["learner"])
     if tree and monitor is not None:
         monitor.load_state_dict(tree["signals"])

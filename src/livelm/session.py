@@ -13,8 +13,8 @@ from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Growth, Learner, save_checkpoint
-from livelm.parts import Parts
+from livelm.learn import Growth, save_checkpoint
+from livelm.parts import AnyLearner, Parts
 from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
@@ -54,8 +54,8 @@ class Session:
 
     folder: RunFolder
     parts: Parts
-    learner: Learner
-    growth: Growth
+    learner: AnyLearner
+    growth: Growth | None
     source: Source
     spool: Spooled | None
     feed: Prefetch
@@ -91,6 +91,11 @@ class Session:
         by_time = self.clock.active_s / seconds if seconds else 0.0
         return min(1.0, max(by_time, self.n_bytes / n_bytes if n_bytes else 0.0))
 
+    @property
+    def refusal(self) -> str | None:
+        """Why what is read now should not be learned; None to learn it."""
+        return None if self.monitor is None else self.monitor.refusal
+
     def next_batch(self) -> Batch | None:
         """Wait for the next batch; None when the stream has ended or the run should."""
         if self.exhausted():
@@ -122,7 +127,7 @@ class Session:
         tree = {
             "run": self.run,
             "learner": self.learner.state_dict(),
-            "growth": self.growth.state_dict(),
+            "growth": None if self.growth is None else self.growth.state_dict(),
             "feed": self.cursor.to_json() if self.cursor else None,
             "journal": {"position": self.journal.position, "seq": self.journal.seq},
             "graded": self.graded.state_dict(),

@@ -308,21 +308,38 @@ class Growing(Protocol):
 class Scored:
     """A batch that was graded with the weights as they were before it: the only thing that may change anything.
 
+    Counts are the finer case of the same rule: each byte is graded with the counts as they were before that byte, and
+    learned then; the batch that comes out says so (`taught`).
+
     Only `learn.Learner.score` makes one (it alone holds the seal), and `learn.Learner.update` takes each one once.
     """
 
-    __slots__ = ("batch", "bits", "loss", "n_bytes", "n_tokens", "nats", "seal", "spent")
+    __slots__ = ("alone", "batch", "bits", "loss", "n_bytes", "n_tokens", "nats", "seal", "spent", "taught")
 
     def __init__(
-        self, *, seal: object, batch: Batch, nats: Float[Tensor, "B T"], sum_nats: float, loss: Tensor
+        self,
+        *,
+        seal: object,
+        batch: Batch,
+        nats: Float[Tensor, "B T"],
+        sum_nats: float,
+        loss: Tensor | None,
+        alone: Mapping[str, float] | None = None,
+        taught: bool = False,
     ) -> None:
-        """Keep what was graded; `loss` (a scalar) still carries the graph of the very pass that was graded."""
+        """Keep what was graded; `loss` (a scalar) still carries the graph of the very pass that was graded.
+
+        Where no weights learn, `loss` is None. `alone`: fields of the journal with what each part of a mixture would
+        have cost alone, in bits. `taught`: whether counts learned each byte as soon as it was graded.
+        """
         self.seal = seal
         self.spent = False
         self.batch = batch
         self.nats = nats
         """(B, T) cost of each token in nats, float64, detached; 0 where not graded."""
         self.loss = loss
+        self.alone: Mapping[str, float] = alone or {}
+        self.taught = taught
         self.bits = sum_nats / LN_2
         self.n_bytes = batch.n_graded_bytes
         self.n_tokens = batch.n_graded

@@ -179,7 +179,7 @@ def test_a_batch_without_a_worker_teaches_a_workers_state_nothing() -> None:
 
 # ------------------------------------------------------------------------------------------------- whole runs
 
-RUN = ["run.threads=1", "feed.update_tokens=32", "schedule.warmup=2", "checkpoint.every_s=1e9"]
+RUN = ["run.threads=1", "memory.name=none", "feed.update_tokens=32", "schedule.warmup=2", "checkpoint.every_s=1e9"]
 
 
 def recipe_of(name: str, text: Path, *more: str) -> Any:

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from livelm.config import Part, Recipe, Settings
+from livelm.memory import MEMORIES
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.sources import SOURCES
@@ -22,6 +23,7 @@ do: `--set 'source.mix.weights=[3, 1]'`."""
 REGISTRIES: dict[str, dict[str, Any]] = {
     "tokenizer": TOKENIZERS,
     "model": MODELS,
+    "memory": MEMORIES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
 }

@@ -17,11 +17,14 @@ N_BATCHES = 50
 SETTINGS = [
     "run.threads=1",
     "run.seed=3",
+    "memory.name=none",
     "feed.update_tokens=32",
     "optimizer.name=adamw",
     "schedule.name=constant",
     "schedule.warmup=10",
 ]
+BOTH = "both"
+MEMORY = ["memory.name=counts", "memory.budget_mib=64", "memory.history_mib=1"]
 SIZES: dict[str, list[str]] = {
     "bit": ["d_model=32", "n_layers=2", "n_heads=2", "context=48"],
     "looped": [
@@ -50,13 +53,15 @@ def text() -> bytes:
 
 
 def scores(name: str) -> list[float]:
-    """The bits of the first batches of an architecture."""
+    """The bits of the first batches of an architecture, or of `both`: a transformer mixed with a memory."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "text.txt").write_bytes(text())
         uri = json.dumps([str(Path(folder) / "text.txt")])
+        memory = MEMORY if name == BOTH else []
+        name = "transformer" if name == BOTH else name
         model = [f"model.{setting}" for setting in SIZES.get(name, [])]
         # `name=` twice: the first clears what the size says of its own architecture
-        settings = [f"source.uris={uri}", *SETTINGS, "model.name=none", f"model.name={name}", *model]
+        settings = [f"source.uris={uri}", *SETTINGS, *memory, "model.name=none", f"model.name={name}", *model]
         settings += ALPHABETS.get(name, [])
         session = start(load_recipe(None, "tiny", settings), Path(folder) / "run", Stop())
         run_session(session, [])
@@ -72,7 +77,7 @@ def path_of(name: str) -> Path:
 
 def main() -> None:
     """Write them all."""
-    for name in MODELS:
+    for name in (*MODELS, BOTH):
         path_of(name).write_text("".join(f"{bits:.6f}\n" for bits in scores(name)), "ascii")
 
 

@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from livelm.memory import CountMemory, CountMemorySettings
+from livelm.memory import GRADE, LEARN, MARK, MARKS, CountMemory, CountMemorySettings
 from livelm.memory.contexts import INDEX
 from livelm.memory.histories import build_histories
+from livelm.memory.join import join_reference
 from livelm.memory.presets import PRESETS
 from livelm.memory.reference import score_reference
 from livelm.memory.slots import COUNT_LIMIT, COUNTED_UP_TO, build_rates, update_counter
@@ -61,3 +62,20 @@ def test_every_history_leads_to_a_history_and_opposite_bits_mirror() -> None:
         zeros, ones = int(after[zeros, 0]), int(after[ones, 1])
         assert guess[zeros] == pytest.approx(1 - guess[ones], rel=1e-5)
         assert guess[ones] > 0.5
+
+
+def test_joining_a_network_equals_its_slow_twin() -> None:
+    tokens = np.array([*LOG[:150], MARK, *PROSE[:150], MARK, *NOISE[:60]])
+    modes = np.full(len(tokens), GRADE | LEARN | MARKS)
+    modes[200:210] = 0
+    modes[-20:] = GRADE | MARKS
+    network = np.random.default_rng(0).normal(0, 3, (len(tokens), MARK + 1))
+    network[np.arange(len(tokens)), tokens] += 6
+    network = (network - np.log(np.exp(network).sum(1, keepdims=True))).astype(np.float32)
+    memory = CountMemory(CountMemorySettings(budget_mib=64, history_mib=1))
+    said = memory.read(tokens, modes)
+    costs = memory.mix_bytes(said, tokens, modes, network)
+    expected = join_reference(tokens, modes, network, said)
+    np.testing.assert_allclose(costs.mixture, expected, atol=5e-3)
+    assert abs(costs.mixture.mean() - expected.mean()) < 1e-4
+    assert costs.mixture.mean() < costs.counts.mean()

@@ -22,6 +22,7 @@ from livelm.types import Cursor, Document
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "run.threads=1",
+    "memory.name=none",
     "model.name=transformer",
     "model.d_model=8",
     "model.n_layers=1",
@@ -31,6 +32,15 @@ SETTINGS = [
     "feed.update_tokens=16",
 ]
 NGRAMS = ["model.ngrams=[2, 3]", "model.ngram_rows=64"]
+MEMORY = ["memory.name=counts", "memory.budget_mib=64", "memory.history_mib=1"]
+GATE = [
+    *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
+    *("signals.gate_close=0.35", "signals.gate_open=0.34"),
+]
+BITS = [
+    *("tokenizer.name=bits", "model.name=none", "model.name=bit", "model.d_model=8", "model.n_layers=1"),
+    *("model.n_heads=2", "model.context=16", "feed.update_tokens=125"),  # ends inside bytes
+]
 TEXTS = [
     b"It was the best of times, it was the worst of times.\n" * 4,
     "naïve café \U0001f642 ".encode() * 5 + b"\xff\x00\xfe",
@@ -137,11 +147,12 @@ CASES = {
     "n-grams, three lanes, muon": [*NGRAMS, "feed.lanes=3", "optimizer.name=muon"],
     "muon": ["optimizer.name=muon"],
     "inverse square root": ["schedule.name=inverse_sqrt", "schedule.warmup=5", "schedule.hold=9"],
+    "memory alone, three lanes": ["model.name=none", *MEMORY, "feed.lanes=3"],
+    "both": MEMORY,
+    "both, bits": [*MEMORY, *BITS],
+    "both, gate": [*MEMORY, *GATE],
     "bpe": ["tokenizer.name=bpe", "tokenizer.file=BPE"],
-    "signals and gate": [
-        *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
-        *("signals.gate_close=0.35", "signals.gate_open=0.34"),
-    ],
+    "signals and gate": GATE,
     "bpe, three lanes, n-grams": ["tokenizer.name=bpe", "tokenizer.file=BPE", "feed.lanes=3", *NGRAMS],
 }
 
@@ -153,8 +164,10 @@ def test_stopping_twice_anywhere_equals_never_stopping(
     monkeypatch.setitem(SOURCES, "demo", QuotesKind("", "demo:"))
     settings = [*SETTINGS, 'source.uris=["demo:"]', *CASES[case]]
     settings = [s.replace("BPE", json.dumps(bpe_file)) for s in settings]
-    # with one checkpoint in three updates, dying loses up to two of them
-    monkeypatch.setattr("livelm.session.Session.save_due", lambda session: session.n_batches % 3 == 0)
+    # with one checkpoint in three updates, dying loses up to two of them; with a memory each save takes 0.1 s
+    has_memory = MEMORY[0] in settings
+    every = 11 if has_memory else 3
+    monkeypatch.setattr("livelm.session.Session.save_due", lambda session: session.n_batches % every == 0)
     whole = lived(tmp_path / "whole", settings, [])
     expected = facts(whole)
     if "bpe" not in case and "lanes" not in case:  # a longer token that touches a range is left out whole
@@ -164,7 +177,8 @@ def test_stopping_twice_anywhere_equals_never_stopping(
     assert len(expected) > 25
     assert ("gate" in case) == any(b'"kind":"gate"' in line for line in expected)
     step = 9 if "lanes" in case else 34 if "gate" in case else 17
-    for k in [1, 2, 3, *range(4, len(expected) - 12, step)][2 * ("gate" in case) :]:
+    stops = [1, 2, 3, *range(4, len(expected) - 12, step)][2 * ("gate" in case) :]
+    for k in [2, len(expected) // 2] if has_memory else stops:
         run = lived(tmp_path / f"stopped-{k}", settings, [k, 1 + k % 7])
         assert facts(run) == expected, f"died at record {k}"
         assert (run / "graded.bytes").read_bytes() == (whole / "graded.bytes").read_bytes()

@@ -10,6 +10,7 @@ import livelm
 from livelm import errors
 from livelm.cli import app
 from livelm.config import Recipe
+from livelm.memory import MEMORIES
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.sources import SOURCES
@@ -60,6 +61,7 @@ def test_recipe_keys() -> None:
         "tokenizer": ["name"],
         "feed": ["lanes", "prefetch", "update_tokens"],
         "model": ["name"],
+        "memory": ["name"],
         "optimizer": ["name"],
         "schedule": ["name"],
         "learn": ["clip", "explosion", "policy"],
@@ -74,9 +76,10 @@ def test_recipe_keys() -> None:
 
 
 def test_registries() -> None:
-    for registry in (MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
+    for registry in (MEMORIES, MODELS, OPTIMIZERS, SCHEDULES, SOURCES, TOKENIZERS):
         assert list(registry) == sorted(registry)
     assert set(MODELS) == {"bit", "looped", "rwkv7", "transformer", "worker"}
+    assert set(MEMORIES) == {"counts"}
     assert set(OPTIMIZERS) == {"adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "cooldown", "inverse_sqrt"}
     assert set(SOURCES) == {
@@ -109,7 +112,8 @@ def test_exit_codes() -> None:
 
 FIELDS = {
     "run": {
-        "bounded", "commit", "context_reach", "flops_per_token", "kind", "machine", "n_parameters", "n_trainable",
+        "bounded", "commit", "context_reach", "flops_per_token", "kind", "machine", "memory_bytes", "n_parameters",
+        "n_trainable",
         "n_vocabulary", "recipe", "replayable", "run", "schema", "seq", "stream", "versions",
     },
     "document": {"at", "id", "kind", "ordinal", "seq", "source", "url"},
@@ -158,6 +162,22 @@ def test_journal_fields(finished: Path) -> None:
     facts = [r["seq"] for r in records if "seq" in r]
     assert facts == list(range(len(facts)))
     assert records[0]["kind"] == "run"
+
+
+def test_a_mixture_also_says_what_its_parts_would_have_cost(
+    tmp_path: Path, livelm_here: "Command", livelm_command: "Command"
+) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 20)
+    small = ["--set", "memory.name=counts", "--set", "memory.budget_mib=64", "--set", "memory.history_mib=1"]
+    livelm_here("run", tmp_path / "text.txt", "--out", tmp_path / "run", *livelm_command.tiny, *small)
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines()]
+    scored = [r for r in records if r["kind"] == "scored"]
+    assert all(set(r) == FIELDS["scored"] | {"counts_bits", "network_bits"} for r in scored)
+    summary = json.loads(livelm_here("show", tmp_path / "run", "--json").out)
+    for part in ("counts", "network"):
+        whole = sum(r[f"{part}_bits"] for r in scored) / summary["n_bytes"]
+        assert summary[f"{part}_bits_per_byte"] == pytest.approx(whole)
+    assert "counts alone" in livelm_here("show", tmp_path / "run").out
 
 
 def test_what_show_prints_as_json(finished: Path, livelm_command: "Command") -> None:

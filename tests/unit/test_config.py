@@ -6,6 +6,7 @@ import pytest
 
 from livelm.config import Budget, Recipe, dump_recipe, load_recipe, parse_budget, validate
 from livelm.errors import ConfigError
+from livelm.memory import MEMORIES
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
@@ -127,7 +128,9 @@ def test_settings_of_a_source_survive_the_recipe_file(tmp_path: Path) -> None:
 def test_every_shipped_recipe_names_parts_and_settings_that_exist(path: Path) -> None:
     recipe = load_recipe(path, "tiny")
     assert recipe.name == path.stem
-    validate(MODELS[recipe.model.name].Config, recipe.model.settings(), "model")
+    for registry, part, where in ((MODELS, recipe.model, "model"), (MEMORIES, recipe.memory, "memory")):
+        if part.name != "none":
+            validate(registry[part.name].Config, part.settings(), where)
     validate(TOKENIZERS[recipe.tokenizer.name].Config, recipe.tokenizer.settings(), "tokenizer")
     validate(OPTIMIZERS[recipe.optimizer.name].Config, recipe.optimizer.settings(), "optimizer")
     validate(SCHEDULES[recipe.schedule.name], recipe.schedule.settings(), "schedule")

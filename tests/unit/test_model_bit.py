@@ -149,7 +149,14 @@ def test_a_plateau_is_a_window_that_is_not_cheaper_than_the_best_before() -> Non
 
 TEXT = b"".join(b"%d. line of a text with a little to learn from\n" % i for i in range(24))
 RUN = [
-    *("run.threads=1", "tokenizer.name=bits", "model.name=bit", "model.d_model=16", "model.n_heads=2"),
+    *(
+        "run.threads=1",
+        "memory.name=none",
+        "tokenizer.name=bits",
+        "model.name=bit",
+        "model.d_model=16",
+        "model.n_heads=2",
+    ),
     *("model.n_layers=1", "model.context=8", "feed.update_tokens=180", "schedule.warmup=0"),
     *('grow.steps=["width", "context", "depth"]', "grow.window_bytes=128", "grow.gain=8.0", "grow.warmup=3"),
 ]

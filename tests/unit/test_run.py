@@ -17,6 +17,7 @@ from livelm.session import Session, Stop
 TEXT = b"".join(b"the %d. line of a text with much to learn from\n" % i for i in range(40))
 OPTIONS = [
     "run.threads=1",
+    "memory.name=none",
     "model.name=transformer",
     "model.d_model=16",
     "model.n_layers=1",

@@ -316,7 +316,8 @@ def test_the_fold_counts_windows_alarms_and_what_was_refused() -> None:
 
 
 GATED = [
-    *("run.threads=1", "model.name=transformer", "model.d_model=8", "model.n_layers=1", "model.n_heads=2"),
+    *("run.threads=1", "memory.name=none", "model.name=transformer", "model.d_model=8", "model.n_layers=1"),
+    "model.n_heads=2",
     *("model.context=16", "model.ngrams=[]", "feed.update_tokens=40", "signals.window_bytes=128", "signals.burn_in=1"),
     "signals.gate=complexity",
 ]
@@ -343,7 +344,7 @@ def test_what_the_gate_refuses_is_graded_and_teaches_nothing(tmp_path: Path, liv
 
 
 def test_a_refused_batch_changes_no_weight_and_is_spent() -> None:
-    parts = build_parts(load_recipe(None, "tiny", [*GATED[:7], 'source.uris=["x"]']))
+    parts = build_parts(load_recipe(None, "tiny", [*GATED[:8], 'source.uris=["x"]']))
     learner = parts.learner(lambda: 0.0)
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
     graded = learner.score(scored(PROSE[:40], 0).batch)

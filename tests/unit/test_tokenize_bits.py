@@ -19,7 +19,10 @@ from livelm.types import Cursor, Document
 
 TEXT = bytes(range(256)) + "naïve 漢字".encode()
 SHORT = TEXT[200:]
-TINY = ["run.threads=1", "model.name=bit", "model.d_model=16", "model.n_heads=2", "model.n_layers=1", "model.context=8"]
+TINY = [
+    *("run.threads=1", "memory.name=none", "model.name=bit", "model.d_model=16", "model.n_heads=2"),
+    *("model.n_layers=1", "model.context=8"),
+]
 
 
 class Notes:

@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from livelm.config import Recipe, choose, load_recipe, validate
+from livelm.config import Recipe, choose, load_recipe, load_toml, validate
 from livelm.errors import ConfigError
+from livelm.memory import MEMORIES
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.tokenize import TOKENIZERS
 from livelm.types import Tokenizer
 
-REGISTRIES = {"tokenizer": TOKENIZERS, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+REGISTRIES = {
+    "tokenizer": TOKENIZERS,
+    "model": MODELS,
+    "memory": MEMORIES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
 """Sections whose settings belong to what their `name` picks."""
 FORBIDDEN = {
     "model.name": "--models says which architectures are compared",
@@ -26,6 +33,8 @@ FORBIDDEN = {
     "optimizer.rate": "give --rates, which holds for all",
 }
 """Settings that a comparison decides itself, and what to do instead."""
+ALONE = "memory.name=none"
+"""What is compared is networks, without the counts that a run mixes in by default."""
 HOMES = (Path("recipes"), Path(__file__).parents[3] / "recipes")
 """Where `NAME.toml` is looked for: beside where the command is given, then in the source tree."""
 
@@ -52,6 +61,7 @@ def make_arms(models: Sequence[str], size: str, changes: Sequence[str], sources:
     """One arm for each model: a name of MODELS, or a recipe file ending in .toml.
 
     A name takes `recipes/NAME.toml` where there is one, else the sections of `--size` with the model's own defaults.
+    Networks are compared without a memory, unless a recipe file has a section for one or `changes` name one.
     `changes` are `--set` settings: `model.context=128` for every arm that has such a setting, `worker.model.stride=4`
     for one arm. Raises ConfigError for unknown names and settings (with the nearest), and for what would make the
     comparison unfair.
@@ -103,17 +113,24 @@ def count_dense(model: Any) -> int:
 
 
 def _arm(model: str, size: str, changes: Sequence[str] = ()) -> Arm:
+    alone = [ALONE, *changes]
     if model.endswith(".toml"):
         path = Path(model)
-        return Arm(name=path.stem, recipe=load_recipe(path, size, changes), origin=model)
+        recipe = load_recipe(path, size, changes if "memory" in load_toml(path) else alone)
+        if recipe.model.name == "none":
+            raise ConfigError(
+                f"{model} has no network, and networks are what --models compares. Let it run by itself, and compare "
+                "runs: livelm compare RUN RUN."
+            )
+        return Arm(name=path.stem, recipe=recipe, origin=model)
     choose(MODELS, model, "--models")
     path = next((home / f"{model}.toml" for home in HOMES if (home / f"{model}.toml").exists()), None)
     if path is not None:
-        return Arm(name=model, recipe=load_recipe(path, size, changes), origin=f"recipes/{model}.toml")
+        return Arm(name=model, recipe=load_recipe(path, size, alone), origin=f"recipes/{model}.toml")
     recipe = load_recipe(None, size)
     if recipe.model.name == model:
-        return Arm(name=model, recipe=load_recipe(None, size, changes), origin=f"--size {size}")
-    recipe = load_recipe(None, size, [f"model.name={model}", *changes])
+        return Arm(name=model, recipe=load_recipe(None, size, alone), origin=f"--size {size}")
+    recipe = load_recipe(None, size, [f"model.name={model}", *alone])
     return Arm(name=model, recipe=recipe, origin=f"--size {size} with the defaults of {model}")
 
 
@@ -123,8 +140,7 @@ def _check(change: str, arms: Sequence[Arm]) -> None:
         key = change.partition("=")[0].strip()
         section, _, name = key.partition(".")
         # the same sentence as for a run, with the nearest name of the first arm
-        kind = choose(REGISTRIES[section], getattr(arms[0].recipe, section).name, f"{section}.name")
-        validate(kind.Config, {name: 0}, section)
+        validate(_kind(arms[0], section).Config, {name: 0}, section)
 
 
 def _forbid(change: str) -> None:
@@ -138,5 +154,12 @@ def _knows(arm: Arm, change: str) -> bool:
     section, _, key = change.partition("=")[0].strip().partition(".")
     if section not in REGISTRIES or key == "name":
         return True
-    kind = choose(REGISTRIES[section], getattr(arm.recipe, section).name, f"{section}.name")
-    return key in kind.Config.model_fields
+    return key in _kind(arm, section).Config.model_fields
+
+
+def _kind(arm: Arm, section: str) -> Any:
+    """What a section's `name` picks; where an arm has no memory, what another setting may give it."""
+    name = getattr(arm.recipe, section).name
+    if section == "memory" and name == "none":
+        return next(iter(MEMORIES.values()))
+    return choose(REGISTRIES[section], name, f"{section}.name")

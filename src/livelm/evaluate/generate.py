@@ -1,4 +1,4 @@
-"""Sample text from a model, one token at a time, by the very probabilities that it is graded with."""
+"""Sample text, one token at a time, by the very probabilities with which it would be graded."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,34 +7,40 @@ import torch
 from torch import Tensor
 
 from livelm.errors import ConfigError
+from livelm.learn import listen
+from livelm.memory import CountMemory
 from livelm.tokenize.decoder import Decoder
 from livelm.types import Tokenizer
 
 
 def generate(
-    model: Any, tokenizer: Tokenizer, prompt: bytes, *, temperature: float = 1.0, seed: int = 0
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: bytes,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    memory: CountMemory | None = None,
 ) -> Iterator[bytes]:
     """Continue a document that begins with `prompt`: yield what each token completes, until its end.
 
-    `model` is a `types.Model`. The document ends where the model says that another one begins. At temperature 0 the
-    most probable token is taken. Raises ConfigError for a negative temperature.
+    `model` is a `types.Model`; with a `memory`, what both say together is sampled (over bytes or bits; else it has no
+    part), and without a model (None) what the memory says. The memory reads on in its first lane and learns nothing.
+    The document ends where another one is said to begin. At temperature 0 the most probable token is taken. Raises
+    ConfigError for a negative temperature.
     """
     if not temperature >= 0:
         raise ConfigError(f"--temperature is {temperature}; it must be 0 (most probable) or more. Try 1.")
     random = torch.Generator().manual_seed(seed)
     ids: Sequence[int] = [tokenizer.mark, *tokenizer.encode(prompt).ids.tolist()]
-    state, start, decoder = model.init_state(1), True, Decoder(tokenizer)
-    with torch.no_grad():
-        while True:
-            tokens = torch.tensor([ids])
-            starts = torch.zeros_like(tokens, dtype=torch.bool)
-            starts[0, 0] = start
-            logits, state = model.forward(tokens, starts, state)
-            token = _sample(logits[0, -1], temperature, random)
-            if token == tokenizer.mark:
-                return
-            yield decoder.feed([token])
-            ids, start = [token], False
+    listener, decoder = listen(model, memory, tokenizer), Decoder(tokenizer)
+    while True:
+        with torch.no_grad():  # not around the yield: the caller may learn meanwhile
+            token = _sample(listener.hear(ids), temperature, random)
+        if token == tokenizer.mark:
+            return
+        yield decoder.feed([token])
+        ids = [token]
 
 
 def _sample(logits: Tensor, temperature: float, random: torch.Generator) -> int:

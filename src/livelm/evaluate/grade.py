@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-from livelm.learn import Learner
+from livelm.learn import Learner, MemoryLearner
 from livelm.types import Batch, Scored
 
 
-def grade(learner: Learner, feed: Iterator[Batch]) -> Iterator[Scored]:
-    """Yield every batch graded; the lanes of the learner move on, its weights stay."""
+def grade(learner: Learner | MemoryLearner, feed: Iterator[Batch]) -> Iterator[Scored]:
+    """Yield every batch graded; the lanes of the learner move on, weights and counts stay (it is frozen)."""
+    learner.freeze()
     with torch.no_grad():
         for batch in feed:
             scored = learner.score(batch)

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from livelm.telemetry.fold import COMPRESSORS, SPANS, Fold
+from livelm.telemetry.fold import ALONE, COMPRESSORS, SPANS, Fold
 from livelm.telemetry.frame import NAMES, about, amount, bits, counted, duration, printable
 from livelm.telemetry.seen import NAMES as SIGNALS
 from livelm.telemetry.seen import SignalsSeen
@@ -127,6 +127,7 @@ def _facts(fold: Fold) -> Table:
     rate = "-" if fold.bytes_per_s is None else amount(fold.bytes_per_s, "B/s")
     facts = {
         "bits per byte": f"{bits(fold.bits_per_byte)} overall, {bits(fold.recent_bits_per_byte)} recently",
+        **{f"{part} alone": bits(b) for part in ALONE if not math.isnan(b := fold.alone(part))},
         "nats per token": f"{fold.nats_per_token:.3f}" if fold.n_tokens else "-",
         "graded": f"{fold.n_bytes:,} bytes, {fold.n_tokens:,} tokens, {counted(fold.n_documents, 'document')}",
         "speed": f"{rate}, {duration(fold.at_s)} in all",

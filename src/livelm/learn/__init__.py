@@ -4,17 +4,25 @@ from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_chec
 from livelm.learn.growth import Growth
 from livelm.learn.guard import Guard
 from livelm.learn.learner import Learner, Optimizer
+from livelm.learn.listen import Listener, listen
+from livelm.learn.mixed import BesideLearner, MemoryLearner, MixedBitLearner, MixedLearner
 from livelm.learn.policy import apply_policy, inherit, learning_kinds, settings_for
 
 __all__ = [
+    "BesideLearner",
     "Growth",
     "Guard",
     "Learner",
+    "Listener",
+    "MemoryLearner",
+    "MixedBitLearner",
+    "MixedLearner",
     "Optimizer",
     "apply_policy",
     "inherit",
     "learning_kinds",
     "list_checkpoints",
+    "listen",
     "load_checkpoint",
     "save_checkpoint",
     "settings_for",

@@ -63,10 +63,13 @@ class Growth:
         learner.rate_scale = self.rate_scale
 
     def take(self, scored: Scored) -> Record | None:
-        """After the update that learned from `scored`: grow if it is time, and say so."""
+        """After the update that learned from `scored`: grow if it is time, and say so.
+
+        Where a memory is mixed in, what counts is what the network would have cost alone.
+        """
         if len(self._grown_at) >= len(self._settings.steps):
             return None
-        if not self._plateau.take(scored.bits, scored.n_bytes):
+        if not self._plateau.take(scored.alone.get("network_bits", scored.bits), scored.n_bytes):
             return None
         what = self._settings.steps[len(self._grown_at)]
         self._grow(what)

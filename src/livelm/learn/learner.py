@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from livelm.config import LearnSettings
 from livelm.errors import CheckpointError, ContractError
 from livelm.learn.guard import Guard
+from livelm.learn.score_first import ScoreFirst
 from livelm.optim import set_rates
 from livelm.types import Batch, Scored, State, Update
 
@@ -36,7 +37,7 @@ class Optimizer(Protocol):
         ...
 
 
-class Learner:
+class Learner(ScoreFirst):
     """A model, its optimizer, and the state each lane carries.
 
     `score` grades a batch and never changes a weight; `update` takes only what `score` made, each thing once, in
@@ -52,13 +53,12 @@ class Learner:
         shape: tuple[int, int, int],
     ) -> None:
         """`rate_factor(n_updates)` scales every base rate; `shape` is (lanes, vocabulary size, mark)."""
+        super().__init__()
         n_lanes, self._n_vocabulary, self._mark = shape
         self.model, self.optimizer = model, optimizer
         self._rate_factor, self._settings = rate_factor, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._guard = Guard(settings)
-        self._seal = object()
-        self._pending: Scored | None = None
         self.n_updates = 0
         self.rate_scale: Callable[[int], float] = lambda _: 1.0
         """Multiplies every rate too; growth sets it."""
@@ -74,43 +74,6 @@ class Learner:
         """Go on with another model that predicts the same, between an update and the next score."""
         self.model, self.optimizer, self.lanes = model, optimizer, lanes
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def score(self, batch: Batch) -> Scored:
-        """Grade every token of the batch before anything learns from it, and move the lanes on.
-
-        Raises ContractError for ids outside the vocabulary or another number of lanes than the learner has.
-        """
-        if self._pending is not None:
-            raise ContractError(
-                f"batch {batch.index} would be scored before batch {self._pending.batch.index} was learned or dropped."
-            )
-        nats, sum_nats, loss = self._grade(batch)
-        self._pending = Scored(seal=self._seal, batch=batch, nats=nats, sum_nats=sum_nats, loss=loss)
-        return self._pending
-
-    def update(self, scored: Scored) -> Update:
-        """Learn from what was just scored. Raises ContractError for anything else, or for the same thing twice."""
-        self._spend(scored)
-        self._set_rates()
-        norm, skipped = 0.0, None
-        if scored.n_tokens:
-            self.optimizer.zero_grad()
-            norm, skipped = self._backward(scored.loss)
-            if skipped is None:
-                self.optimizer.step()
-        self.n_updates += 1
-        return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
-
-    def refuse(self, scored: Scored, reason: str) -> Update:
-        """Learn nothing from what was just scored, and say why; the lanes have read it. Raises as `update` does."""
-        self._spend(scored)
-        self._set_rates()
-        self.n_updates += 1  # as for every update that is skipped
-        return Update(scored.batch.index, math.nan, self.optimizer.param_groups[0]["lr"], reason)
-
-    def drop(self, scored: Scored) -> None:
-        """Score without learning (`eval`): forget the graph."""
-        scored.spent, self._pending = True, None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later scores depend on, as a tree of tensors and plain values."""
@@ -154,42 +117,52 @@ class Learner:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
         self.model.load_state_dict(given)
 
-    def _set_rates(self) -> None:
-        set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
-
-    def _spend(self, scored: Scored) -> None:
-        if not isinstance(scored, Scored) or scored.seal is not self._seal:
-            raise ContractError(f"update takes what this learner scored, not {type(scored).__name__}.")
-        if scored.spent or scored is not self._pending:
-            raise ContractError(f"batch {scored.batch.index} was learned from already; each batch teaches once.")
-        scored.spent, self._pending = True, None
-
-    def _grade(self, batch: Batch) -> tuple[Tensor, float, Tensor]:
-        """(B, T) nats in float64 (0 where not graded), their sum, and the mean nats per graded token with its graph."""
-        n_lanes, n_tokens = batch.tokens.shape
-        if n_lanes != len(self._last):
-            raise ContractError(f"batch {batch.index} has {n_lanes} lanes, the learner {len(self._last)}.")
-        low, high = map(int, batch.tokens.aminmax()) if n_tokens else (0, -1)
-        if n_tokens == 0 or high >= self._n_vocabulary or low < 0:
-            raise ContractError(
-                f"batch {batch.index} has {n_tokens} tokens per lane, with ids from {low} to {high}; "
-                f"the vocabulary ends at {self._n_vocabulary - 1}."
-            )
-        inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)
-        starts = torch.cat([self._last_starts, batch.starts[:, :-1]], dim=1)
+    def _grade(self, batch: Batch, learns: bool) -> Scored:
+        """One forward pass, whose graph is differentiated by `_learn`."""
+        inputs, starts = self._inputs(batch)
         nats, lanes = self.model.nats(inputs, starts, batch.tokens, self.lanes)  # type: ignore[operator]
         graded = nats.detach().double()
         total = float(graded.sum())
         if not math.isfinite(total):
             # a broken prediction is graded as no prediction (uniform), and its state must not reach the next batch
             graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
-            lanes = self.model.init_state(n_lanes)  # type: ignore[operator]
+            lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
+        self._move(lanes, batch)
+        loss = mean_of(nats, batch)
+        if batch.n_graded < batch.tokens.numel() or not math.isfinite(total):  # the usual case needs no masks
+            graded = graded * batch.graded
+            total = float(graded.sum())
+        return Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=loss)
+
+    def _learn(self, scored: Scored) -> Update:
+        """One step by the gradient of the loss, or none where the guard refuses it."""
+        self._set_rates()
+        norm, skipped = 0.0, None
+        if scored.n_tokens and scored.loss is not None:
+            self.optimizer.zero_grad()
+            norm, skipped = self._backward(scored.loss)
+            if skipped is None:
+                self.optimizer.step()
+        self.n_updates += 1
+        return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
+
+    def _refuse(self, scored: Scored, reason: str) -> Update:
+        self._set_rates()
+        self.n_updates += 1  # as for every update that is skipped
+        return Update(scored.batch.index, math.nan, self.optimizer.param_groups[0]["lr"], reason)
+
+    def _set_rates(self) -> None:
+        set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, T) what the model reads to predict the batch, and its starts. Raises ContractError for a wrong batch."""
+        check_batch(batch, len(self._last), self._n_vocabulary)
+        inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)
+        return inputs, torch.cat([self._last_starts, batch.starts[:, :-1]], dim=1)
+
+    def _move(self, lanes: State, batch: Batch) -> None:
+        """Carry on what the next batch begins with."""
         self.lanes, self._last, self._last_starts = lanes, batch.tokens[:, -1:], batch.starts[:, -1:]
-        if batch.n_graded == batch.tokens.numel() and math.isfinite(total):  # the usual case needs no masks
-            return graded, total, nats.mean()
-        graded = graded * batch.graded
-        weight = batch.graded.to(nats.dtype)
-        return graded, float(graded.sum()), (nats * weight).sum() / max(batch.n_graded, 1)
 
     def _backward(self, loss: Tensor) -> tuple[float, str | None]:
         if not math.isfinite(float(loss.detach())):
@@ -201,3 +174,23 @@ class Learner:
         dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
         norm = nn.utils.clip_grad_norm_(dense, self._settings.clip)
         return float(norm), self._guard.judge(float(norm))
+
+
+def check_batch(batch: Batch, n_lanes: int, n_vocabulary: int) -> None:
+    """Raise ContractError for ids outside the vocabulary, or another number of lanes."""
+    there, n_tokens = batch.tokens.shape
+    if there != n_lanes:
+        raise ContractError(f"batch {batch.index} has {there} lanes, the learner {n_lanes}.")
+    low, high = map(int, batch.tokens.aminmax()) if n_tokens else (0, -1)
+    if n_tokens == 0 or high >= n_vocabulary or low < 0:
+        raise ContractError(
+            f"batch {batch.index} has {n_tokens} tokens per lane, with ids from {low} to {high}; "
+            f"the vocabulary ends at {n_vocabulary - 1}."
+        )
+
+
+def mean_of(nats: Tensor, batch: Batch) -> Tensor:
+    """The mean over graded tokens, with its graph."""
+    if batch.n_graded == batch.tokens.numel():
+        return nats.mean()
+    return (nats * batch.graded.to(nats.dtype)).sum() / max(batch.n_graded, 1)

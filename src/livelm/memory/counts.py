@@ -1,23 +1,50 @@
-"""The count memory: learns bytes from one look, and says how probable the next one is."""
+"""The count memory: learns bytes from one look, and says how probable the next one is, alone or beside a network."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from livelm.config import Settings
 from livelm.errors import CheckpointError, ConfigError, ContractError
 from livelm.memory.contexts import INDEX, start_document
-from livelm.memory.kernel import distribute, score
+from livelm.memory.join import (
+    LEARNED,
+    Join,
+    bits_of_bytes,
+    build_join,
+    join,
+    join_tree,
+    logits_of_marks,
+    nodes_of_bytes,
+)
+from livelm.memory.kernel import GRADE, LEARN, MARK, distribute, score
+from livelm.memory.pages import check, pack, unpack
 from livelm.memory.presets import PRESETS
-from livelm.memory.tables import CONSTANTS, Tables, build_moment, build_tables
+from livelm.memory.tables import (
+    CONSTANTS,
+    LANE,
+    Said,
+    Tables,
+    build_moment,
+    build_said,
+    build_tables,
+    fresh_rows,
+    lane_bytes,
+)
 
 SCHEMA = 1
-_NO_NETWORK = np.zeros((0, 256), np.float32)
+SHORTEST_HISTORY = 4096
+"""Bytes of the past that each lane keeps at least."""
+OWN = {*CONSTANTS, *LANE}
+"""Tables that are not everybody's learning."""
 _LN_2 = float(np.log(2.0))
+
+Modes = NDArray[np.int64]
+"""(n,) for each token a sum of GRADE (grade it), LEARN (then learn it), MARKS (a document might open here) and AHEAD
+(only ask about it). Without AHEAD a token becomes part of the past, whatever else is done with it."""
 
 
 class CountMemorySettings(Settings):
@@ -25,32 +52,34 @@ class CountMemorySettings(Settings):
 
     contexts: Literal["fast", "rich"] = "fast"
     """Which table of contexts is asked: `rich` predicts better at about half the speed."""
-    budget_mib: int = Field(default=256, ge=96, le=65536)
+    budget_mib: int = Field(default=256, ge=64, le=65536)
     """Memory of all tables together; it is taken at once and never grows."""
     history_mib: int = Field(default=4, ge=1, le=1024)
-    """How far back repetitions are found (a power of two); part of the budget, with twice as much for its index."""
+    """How far back repetitions are found (a power of two); part of the budget, with six times as much for its index.
+    Lanes share it."""
     salt: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides which contexts share a place in the tables. A secret one takes the aim from a stream made to collide."""
 
 
 class Costs(NamedTuple):
-    """What each byte of a text cost, in bits; every array is (n,)."""
+    """What each token cost, in bits; every array is (n,), 0 where not graded."""
 
     mixture: NDArray[np.float64]
     counts: NDArray[np.float64]
-    """Exactly what `CountMemory.score` would have said."""
+    """What the counts alone would have said: a network beside them changes nothing in them."""
     network: NDArray[np.float64]
 
 
 class CountMemory:
     """Context mixing over the bits of bytes: causal, normalised, of constant size and constant time per byte.
 
-    Not for several threads at once.
+    Tokens are bytes, and MARK where a document opens: there the immediate past is forgotten, what was learned stays.
+    Each token is graded before it is learned, and learned before the next is graded. Not for several threads at once.
     """
 
     Config: ClassVar[type[Settings]] = CountMemorySettings
 
-    def __init__(self, settings: CountMemorySettings | None = None) -> None:
+    def __init__(self, settings: CountMemorySettings | None = None, n_lanes: int = 1) -> None:
         """Take all memory at once. Raises ConfigError for a history that is not a power of two or does not fit."""
         self.settings = settings = settings or CountMemorySettings()
         if settings.history_mib & (settings.history_mib - 1):
@@ -60,85 +89,153 @@ class CountMemory:
                 f"memory.history_mib is {settings.history_mib}, which does not fit into memory.budget_mib "
                 f"{settings.budget_mib}: give at most a sixteenth of it."
             )
+        self.n_lanes = n_lanes
         self._active = [INDEX[name] for name in PRESETS[settings.contexts]]
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        settings = self.settings
-        self._tables: Tables = build_tables(
-            self._active, settings.budget_mib << 20, settings.history_mib << 20, settings.salt
-        )
+        history = max(SHORTEST_HISTORY, (self.settings.history_mib << 20) >> (self.n_lanes - 1).bit_length())
+        budget = self.settings.budget_mib << 20
+        self._join: Join = build_join()
+        left = budget - sum(table.nbytes for table in self._join) - (self.n_lanes - 1) * lane_bytes(history)
+        self._tables: Tables = build_tables(self._active, left, history, self.settings.salt)
+        own = {name: getattr(self._tables, name) for name in LANE}
+        others = [{name: np.zeros_like(table) for name, table in own.items()} for _ in range(self.n_lanes - 1)]
+        self._lanes = [self._tables._replace(**lane) for lane in (own, *others)]
+        self._fresh = fresh_rows(self._tables) | {"join.weights": self._join.weights[0].copy()}
         self._moment = build_moment(len(self._active))
+        if self.bytes_of_state > budget:
+            raise ConfigError(
+                f"memory.budget_mib is {self.settings.budget_mib}, too little for {self.n_lanes} lanes with a history "
+                f"of {self.settings.history_mib} MiB. Give at least {(self.bytes_of_state >> 20) + 1}."
+            )
 
-    def begin_document(self) -> None:
+    def begin_document(self, lane: int = 0) -> None:
         """Say that what follows does not continue what came before: the context is empty, what was learned stays."""
-        start_document(self._tables.summary)
-        self._tables.matches[:] = 0
+        start_document(self._lanes[lane].summary)
+        self._lanes[lane].matches[:] = 0
 
     @property
     def bytes_of_state(self) -> int:
         """Bytes that the tables take, now and always."""
-        return sum(table.nbytes for table in self._tables)
+        lanes = sum(getattr(lane, name).nbytes for lane in self._lanes[1:] for name in LANE)
+        return sum(table.nbytes for table in self._tables) + lanes + sum(table.nbytes for table in self._join)
 
     def score(self, text: bytes) -> NDArray[np.float64]:
         """(n,) bits that each byte cost, predicted before it was learned; learns `text`."""
-        bits = np.empty(len(text))
-        score(self._tables, self._moment, np.frombuffer(text, np.uint8), _NO_NETWORK, bits, bits)
-        return bits
+        tokens = np.frombuffer(text, np.uint8).astype(np.int64)
+        return self.cost(tokens, np.full(len(tokens), GRADE | LEARN, np.int64))
 
-    def mix(self, text: bytes, network_log_probs: NDArray[np.float32]) -> Costs:
-        """Costs of each byte when a network's distributions enter the mixing bit by bit; learns `text`.
+    def cost(self, tokens: NDArray[np.int64], modes: Modes, lane: int = 0) -> NDArray[np.float64]:
+        """(n,) bits that each token of a lane cost, 0 where not graded; with each is done what its mode says."""
+        said = build_said(len(tokens))
+        score(self._lanes[lane], self._moment, tokens, modes, said)
+        return said.bits
 
-        `network_log_probs`: (n, 256) natural logarithms, row i made before byte i was seen. A probability below 1e-7,
-        or one that is not a number, counts as 1e-7. Raises ContractError for another shape.
+    def read(self, tokens: NDArray[np.int64], modes: Modes, lane: int = 0) -> Said:
+        """As `cost`, but returns all that a network needs to join."""
+        said = build_said(len(tokens), len(tokens))
+        score(self._lanes[lane], self._moment, tokens, modes, said)
+        return said
+
+    def only_read(self, tokens: Sequence[int], lane: int = 0) -> None:
+        """Move the past on without grading or learning."""
+        self.cost(np.array(tokens, np.int64), np.zeros(len(tokens), np.int64), lane)
+
+    def prepare(self) -> None:
+        """Compile everything that learning needs, or load what was compiled: half a minute the first time."""
+        nothing = np.zeros(0, np.int64)
+        self.mix_bytes(self.read(nothing, nothing), nothing, nothing, np.zeros((0, MARK + 1), np.float32))
+
+    def mix(
+        self,
+        said: Said,
+        tokens: NDArray[np.int64],
+        modes: Modes,
+        bit_logits: NDArray[np.float64],
+        flag_logits: NDArray[np.float64],
+        network_bits: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """(n, 9) cost in bits of the eight bits of each token, and of the news whether a document opens, when a network
+        joins what `read` said of them; learns whom to trust.
+
+        `bit_logits` (n, 8): the network's logit of each bit of the byte after the bits before it; `flag_logits` (n,):
+        that a document opens; `network_bits` (n,): what it paid alone. Raises ContractError for another shape.
         """
-        data = np.frombuffer(text, np.uint8)
-        log_probs = _checked(network_log_probs, len(text))
-        mixture, counts = np.empty(len(text)), np.empty(len(text))
-        score(self._tables, self._moment, data, log_probs, counts, mixture)
-        network = -log_probs[np.arange(len(text)), data].astype(np.float64) / _LN_2
-        return Costs(mixture, counts, network)
+        n = len(tokens)
+        if bit_logits.shape != (n, 8) or flag_logits.shape != (n,) or network_bits.shape != (n,):
+            raise ContractError(
+                f"a network's bits are {bit_logits.shape}, the memory needs ({n}, 8), and ({n},) twice."
+            )
+        costs, s = np.empty((n, 9)), said
+        of_counts = s.opinions, s.chosen, s.flags, s.bits
+        join(self._join, tokens, modes, bit_logits, flag_logits, *of_counts, network_bits, costs)
+        return costs
 
-    def distribution(self, network_log_probs: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        """(256,) natural logarithms of the next byte's probabilities, by which it would be graded; learns nothing.
+    def mix_bytes(self, said: Said, tokens: NDArray[np.int64], modes: Modes, log_probs: NDArray[np.float32]) -> Costs:
+        """Costs of each token when a network over bytes joins what `read` said of them; learns whom to trust.
 
-        With a network's (256,) log probabilities it is the mixture's. Raises ContractError for another shape.
+        `log_probs`: (n, 257) natural logarithms, row i made before token i was seen. A probability below 1e-7, or one
+        that is not a number, counts as 1e-7. Raises ContractError for another shape.
         """
-        log_probs = _NO_NETWORK if network_log_probs is None else _checked(network_log_probs[None], 1)
-        tree = np.zeros(512)
-        distribute(self._tables, self._moment, log_probs, tree)
-        return tree[256:]
+        n = len(tokens)
+        log_probs = _checked(log_probs, n)
+        bit_logits, tree = np.zeros((n, 8)), np.zeros(512)
+        bits_of_bytes(log_probs, tokens, tree, bit_logits)
+        graded = modes & GRADE != 0
+        network = np.where(graded, -log_probs[np.arange(n), tokens].astype(np.float64) / _LN_2, 0.0)
+        network = np.nan_to_num(network, nan=8.0, posinf=8.0)
+        mixture = self.mix(said, tokens, modes, bit_logits, logits_of_marks(log_probs[:, MARK]), network).sum(axis=1)
+        return Costs(mixture, np.where(graded, said.bits, 0.0), network)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything learned, exactly, as tensors (views: copy or write them before the next byte is learned)."""
-        return {name: _as_tensor(getattr(self._tables, name)) for name in _learned()}
+    def distribution(self, lane: int = 0, log_probs: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        """(257,) natural logarithms of the next token's probabilities, by which it would be graded; learns nothing.
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        With a network's (257,) log probabilities it is the mixture's. Raises ContractError for another shape.
+        """
+        said = build_said(1, n_nodes=256)
+        distribute(self._lanes[lane], self._moment, said)
+        tree, flag = said.tree, _squash(said.flags[0])
+        if log_probs is None:
+            return np.log(np.append(tree[256:] * (1 - flag), flag))
+        checked, logits = _checked(log_probs[None], 1), np.zeros(256)
+        nodes_of_bytes(checked, tree, logits)
+        join_tree(
+            self._join, logits, logits_of_marks(checked[:, MARK])[0], said.nodes, said.chosen, said.flags[0], tree
+        )
+        return np.log(np.append(tree[256:], tree[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, exactly, as copies; of the large tables the rows that changed."""
+        return {"schema": SCHEMA, **{name: pack(table, fresh) for name, table, fresh in self._learned()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of the same settings. Raises CheckpointError where it does not fit."""
-        for name in _learned():
-            own = _as_tensor(getattr(self._tables, name))
-            given = state.get(name)
-            if given is None or given.shape != own.shape or given.dtype != own.dtype:
-                shape = None if given is None else tuple(given.shape)
-                raise CheckpointError(
-                    f"the count memory's {name!r} is {shape} in the checkpoint and {tuple(own.shape)} here: it was "
-                    "made with other settings. Resume with the recipe that the run was started with."
-                )
-        for name in _learned():
-            _as_tensor(getattr(self._tables, name)).copy_(state[name])
+        if state.get("schema", SCHEMA) != SCHEMA:
+            raise CheckpointError(
+                f"the checkpoint's count memory has schema {state['schema']}, this livelm reads {SCHEMA}. Go on with "
+                "the livelm that wrote it, or begin a new run."
+            )
+        for name, table, _ in self._learned():
+            check(name, state.get(name), table)
+        self.reset()
+        for name, table, _ in self._learned():
+            unpack(state[name], table)
+
+    def _learned(self) -> list[tuple[str, NDArray[Any], NDArray[Any] | None]]:
+        """Every array that a checkpoint holds: its name, itself, and the row of which all its fresh rows are copies."""
+        shared = [(n, getattr(self._tables, n), self._fresh.get(n)) for n in Tables._fields if n not in OWN]
+        lanes = [(f"{n}.{i}", getattr(lane, n), self._fresh.get(n)) for i, lane in enumerate(self._lanes) for n in LANE]
+        joins = [(f"join.{n}", getattr(self._join, n), self._fresh.get(f"join.{n}")) for n in LEARNED]
+        return [*shared, *lanes, *joins]
 
 
-def _learned() -> list[str]:
-    return [name for name in Tables._fields if name not in CONSTANTS]
-
-
-def _as_tensor(table: NDArray[np.generic]) -> torch.Tensor:
-    signed = table.view(np.int32) if table.dtype == np.uint32 else table  # the same bits: few tools know uint32 tensors
-    return torch.from_numpy(signed)
+def _squash(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-logits))
 
 
 def _checked(log_probs: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    if log_probs.shape != (n, 256):
-        raise ContractError(f"the network's log probabilities are {log_probs.shape}, the memory needs ({n}, 256).")
+    if log_probs.shape != (n, MARK + 1):
+        raise ContractError(f"the network's log probabilities are {log_probs.shape}, the memory needs ({n}, 257).")
     return np.ascontiguousarray(log_probs, np.float32)

@@ -22,19 +22,21 @@ from livelm.memory.contexts import (
     finish,
     hash_contexts,
     observe,
+    start_document,
 )
+from livelm.memory.marks import learn_mark, mark_probability
 from livelm.memory.match import LENGTH, MISSES, POINTER, length_grade, match_cell, recall
 from livelm.memory.mixing import LEAST, N_STRETCH, add_scaled, bin_of, clip, dot, squash
 from livelm.memory.slots import count_cell, find_bucket, find_run, half_hash, learn_context
 from livelm.memory.tables import (
     CONTEXT_INPUTS,
-    JOIN_ROWS,
     MAP_ROWS,
     MATCH_INPUTS,
     N_FINALS,
     N_MAPS,
     N_SETS,
     Moment,
+    Said,
     Tables,
 )
 
@@ -47,11 +49,12 @@ CELL_RATE = 0.004
 SURENESS = 3.0
 """Scale of the inputs p - 1/2, which speak louder than a logit where p is near a half."""
 CONSTANT_INPUT = 0.3
-JOIN_RATE = 0.004
-N_JOINS = len(JOIN_ROWS)
 _STEPS = N_STRETCH - 0.01
-_LEAST_BYTE = 1e-7
-"""A network's probability of a byte is taken as no less than this, whatever it says."""
+MARK = 256
+"""The token that opens a document."""
+GRADE, LEARN, MARKS, AHEAD = 1, 2, 4, 8
+"""What a token is for: it is graded; it is learned; the news whether a document opens here is graded (and learned); it
+is only asked about, and the past stays as it is: so where a byte is not all there yet, and comes again."""
 
 
 @inlined
@@ -230,52 +233,19 @@ def learn_bit(t: Tables, c: Moment, b, prefix, bit):
 
 @called
 def learn_byte(t: Tables, c: Moment, byte):
-    """Let every context and match take the byte that came."""
+    """Let every context count the byte that came."""
     for i in range(t.active.shape[0]):
         h = c.hashes[t.active[i]]
         where = t.bucket_first[i], t.bucket_groups[i]
         learn_context(t.runs, t.buckets, c.run_at[i], c.found[i], where, h, byte, t.after, t.rates)
-    observe(t.summary, t.ring, byte)
-    for m in range(t.minima.shape[0]):
-        recall(t.matches, m, t.ring, t.places, t.summary, t.minima[m], byte)
 
 
 @called
-def plant(tree, log_probs, at):
-    """Sum a network's distribution over the tree of bits: tree[n] is the probability of all bytes under node n."""
-    for byte in range(256):
-        p = math.exp(min(0.0, log_probs[at, byte]))
-        tree[256 + byte] = p if p > _LEAST_BYTE else _LEAST_BYTE  # so too where it is not a number
-    for node in range(255, 0, -1):
-        tree[node] = tree[2 * node] + tree[2 * node + 1]
-
-
-@inlined
-def join(t: Tables, c: Moment, b, prefix, p):
-    """The probability that bit `b` is one, when the counts say `p` and the network what is in `c.tree`."""
-    q = c.tree[2 * prefix + 1] / c.tree[prefix]
-    counts, network = clip(math.log(p / (1 - p))), clip(math.log(q / (1 - q)))
-    c.join_inputs[b, 0], c.join_inputs[b, 1] = counts, network
-    for k in range(N_SETS):
-        c.join_inputs[b, 2 + k] = c.logits[b, k]
-    c.join_inputs[b, 2 + N_SETS] = (q - 0.5) * SURENESS
-    sure = int(min(7.0, abs(counts) * 1.5)) * 8 + int(min(7.0, abs(network) * 1.5))
-    c.join_rows[b, 0] = prefix
-    c.join_rows[b, 1] = JOIN_ROWS[0] + sure * 2 + (counts * network > 0)
-    c.join_rows[b, 2] = JOIN_ROWS[0] + JOIN_ROWS[1] + min(c.chosen[2], 7) * 64 + min(c.chosen[0], 7) * 8 + b
-    total = 0.0
-    for k in range(N_JOINS):
-        c.join_logits[b, k] = clip(dot(t.join, c.join_rows[b, k], c.join_inputs, b))
-        total += c.join_logits[b, k]
-    return max(LEAST, min(1 - LEAST, squash(total / N_JOINS)))
-
-
-@inlined
-def learn_join(t: Tables, c: Moment, b, bit):
-    """Correct the weights where the network enters."""
-    for k in range(N_JOINS):
-        error = (1.0 if bit else 0.0) - squash(c.join_logits[b, k])
-        add_scaled(t.join, c.join_rows[b, k], c.join_inputs, b, error * JOIN_RATE)
+def take_byte(t: Tables, byte):
+    """Move the past on by the byte that came, and follow or find its repetitions; nothing is counted."""
+    observe(t.summary, t.ring, byte)
+    for m in range(t.minima.shape[0]):
+        recall(t.matches, m, t.ring, t.places, t.summary, t.minima[m], byte)
 
 
 @called
@@ -287,72 +257,79 @@ def predict_half(t: Tables, c: Moment, byte, start):
 
 
 @called
-def join_bits(t: Tables, c: Moment, byte):
-    """The cost in bits of `byte` when the network in `c.tree` joins in."""
-    cost = 0.0
-    for b in range(8):
-        p = join(t, c, b, (byte | 256) >> (8 - b), c.p[b])
-        cost -= math.log2(p if (byte >> (7 - b)) & 1 else 1 - p)
-    return cost
-
-
-@called
-def learn_bits(t: Tables, c: Moment, byte, has_network):
+def learn_bits(t: Tables, c: Moment, byte):
     """Correct all weights and maps by the bits of `byte`."""
     for b in range(8):
-        bit = (byte >> (7 - b)) & 1
-        learn_bit(t, c, b, (byte | 256) >> (8 - b), bit)
-        if has_network:
-            learn_join(t, c, b, bit)
+        learn_bit(t, c, b, (byte | 256) >> (8 - b), (byte >> (7 - b)) & 1)
+
+
+@inlined
+def keep_opinions(c: Moment, b, p, opinions, at):
+    """What a network joins: the logit of the counts, and that of their mixers before the maps corrected it."""
+    opinions[at, 0], opinions[at, 1] = math.log(p / (1 - p)), c.mixed[b]
 
 
 @compiled
-def score(t: Tables, c: Moment, text, log_probs, bits, joined):
-    """Cost of each byte in bits, counts alone (`bits`) and with the network (`joined`); learns after each byte.
+def score(t: Tables, c: Moment, tokens, modes, said: Said):
+    """Grade tokens (bytes, and MARK where a document opens) one after another; learn each before the next is graded.
 
-    `log_probs`: (n, 256) of the network, or (0, 256) where there is none; then `joined` is not touched.
+    `modes`: what each token is for (GRADE, LEARN, MARKS, AHEAD).
     """
-    has_network = log_probs.shape[0] > 0
-    for at in range(text.shape[0]):
-        byte = np.int64(text[at])
-        begin_byte(t, c)
-        predict_half(t, c, byte, 0)
-        predict_half(t, c, byte, 4)
-        bits[at] = 0.0
-        for b in range(8):
-            bits[at] -= math.log2(c.p[b] if (byte >> (7 - b)) & 1 else 1 - c.p[b])
-        if has_network:
-            plant(c.tree, log_probs, at)
-            joined[at] = join_bits(t, c, byte)
-        learn_bits(t, c, byte, has_network)
-        learn_byte(t, c, byte)
+    for at in range(tokens.shape[0]):
+        token, mode = np.int64(tokens[at]), modes[at]
+        said.bits[at] = said.flags[at] = 0.0
+        if mode & MARKS:
+            q = mark_probability(t.marks, t.summary)
+            said.flags[at] = math.log(q / (1 - q))
+            said.bits[at] = -math.log2(q if token == MARK else 1 - q)
+            if mode & LEARN:
+                learn_mark(t.marks, t.summary, token == MARK)
+        if mode & AHEAD and not mode & GRADE:
+            continue
+        if token == MARK:
+            start_document(t.summary)
+            t.matches[:] = 0
+            continue
+        if mode & GRADE:
+            begin_byte(t, c)
+            predict_half(t, c, token, 0)
+            predict_half(t, c, token, 4)
+            for b in range(8):
+                said.bits[at] -= math.log2(c.p[b] if (token >> (7 - b)) & 1 else 1 - c.p[b])
+            if said.opinions.shape[0]:
+                for b in range(8):
+                    keep_opinions(c, b, c.p[b], said.opinions, at * 8 + b)
+                said.chosen[at, 0], said.chosen[at, 1] = c.chosen[2] << 3 | c.chosen[0], c.longest[0]
+        if mode & LEARN:
+            learn_bits(t, c, token)
+            learn_byte(t, c, token)
+        if not mode & AHEAD:
+            take_byte(t, token)
 
 
 @compiled
-def distribute(t: Tables, c: Moment, log_probs, out):
-    """Log probability (natural) of each next byte into `out` (512,), at 256 and up; nothing is learned.
+def distribute(t: Tables, c: Moment, said: Said):
+    """The distribution of the next token into `said.flags` and `said.tree`, where tree[n] is that of all bytes under n.
 
-    `log_probs`: (1, 256) of the network, or (0, 256) where there is none.
+    `said.nodes`: what was thought at every inner node. Nothing is learned.
     """
-    has_network = log_probs.shape[0] > 0
     begin_byte(t, c)
-    if has_network:
-        plant(c.tree, log_probs, 0)
-    out[1] = 0.0
-    spread(t, c, 0, 1, has_network, out)
+    said.tree[1] = 1.0
+    spread(t, c, 0, 1, said.tree, said.nodes)
     for first in range(16, 32):
-        spread(t, c, first, first, has_network, out)
+        spread(t, c, first, first, said.tree, said.nodes)
+    q = mark_probability(t.marks, t.summary)
+    said.flags[0] = math.log(q / (1 - q))
+    said.chosen[0, 0], said.chosen[0, 1] = c.chosen[2] << 3 | c.chosen[0], c.longest[0]
 
 
 @called
-def spread(t: Tables, c: Moment, half, root, has_network, out):
+def spread(t: Tables, c: Moment, half, root, tree, nodes):
     """Share the probability of a node of the tree of bits among its descendants, four bits deep."""
     begin_half(t, c, half)
     start = 4 if half else 0
     for b in range(start, start + 4):
         for prefix in range(root << (b - start), (root + 1) << (b - start)):
             p = predict(t, c, b, prefix)
-            if has_network:
-                p = join(t, c, b, prefix, p)
-            out[2 * prefix] = out[prefix] + math.log(1 - p)
-            out[2 * prefix + 1] = out[prefix] + math.log(p)
+            keep_opinions(c, b, p, nodes, prefix)
+            tree[2 * prefix], tree[2 * prefix + 1] = tree[prefix] * (1 - p), tree[prefix] * p

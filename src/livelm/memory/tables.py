@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from livelm.memory.contexts import CONTEXTS, N_SUMMARY
 from livelm.memory.histories import build_histories
+from livelm.memory.marks import MARK_ROWS
 from livelm.memory.mixing import N_BINS, build_stretch
 from livelm.memory.slots import BUCKET_WORDS, LONGEST_RUN, build_rates, update_counter
 
@@ -30,9 +31,8 @@ FINAL_ROWS = (256, 256, 64, 64, 512, 128)
 N_FINALS = len(FINAL_ROWS)
 MAP_ROWS = 1 << 16
 N_MAPS = 4
-JOIN_ROWS = (256, 1024, 1024)
-"""Rows of each set of weights where a network's opinion enters; see `kernel.join`."""
-JOIN_INPUTS = 16
+OPINIONS = 2
+"""What is kept of each bit for a network to join: see `kernel.keep_opinions`."""
 _CACHE_LINE = 64
 _FEWEST_GROUPS = 4
 
@@ -53,7 +53,7 @@ class Tables(NamedTuple):
     weights: NDArray[np.float32]
     final: NDArray[np.float32]
     maps: NDArray[np.float32]
-    join: NDArray[np.float32]
+    marks: NDArray[np.float32]
     salt: NDArray[np.int64]
     # constants
     active: NDArray[np.int64]
@@ -70,6 +70,8 @@ class Tables(NamedTuple):
     stretch: NDArray[np.float32]
 
 
+LANE = ("matches", "places", "ring", "summary")
+"""What each lane has of its own: its past. What was learned is everybody's."""
 CONSTANTS = Tables._fields[Tables._fields.index("active") :]
 
 
@@ -95,11 +97,24 @@ class Moment(NamedTuple):
     finals: NDArray[np.float64]
     mixed: NDArray[np.float64]
     map_rows: NDArray[np.int64]
-    join_rows: NDArray[np.int64]
-    join_inputs: NDArray[np.float32]
-    join_logits: NDArray[np.float64]
     p: NDArray[np.float64]
+
+
+class Said(NamedTuple):
+    """What was said of n tokens, for a network that joins; arrays without rows are not filled."""
+
+    bits: NDArray[np.float64]
+    """(n,) what each token cost, the news whether a document opens included."""
+    flags: NDArray[np.float64]
+    """(n,) logit that a document opens here, 0 where that was not asked."""
+    opinions: NDArray[np.float64]
+    """(8 n, OPINIONS) of each bit of each byte."""
+    chosen: NDArray[np.int64]
+    """(n, 2) how much is known (orders known * 8 + grade of the match), and the byte that the match foretells."""
     tree: NDArray[np.float64]
+    """(512 or 0,) the probability of every node of the tree of the next byte's bits (1: the root)."""
+    nodes: NDArray[np.float64]
+    """(256 or 0, OPINIONS) of every inner node."""
 
 
 def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: int = 0) -> Tables:
@@ -124,7 +139,7 @@ def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: 
         "weights": _first_weights(n, n_inputs),
         "final": np.full((sum(FINAL_ROWS), N_SETS), 1 / N_SETS, np.float32),
         "maps": np.tile(1 / (1 + np.exp(-(np.arange(N_BINS) - 16) / 2)), (N_MAPS, MAP_ROWS, 1)).astype(np.float32),
-        "join": _first_join(),
+        "marks": np.zeros((MARK_ROWS, 2), np.float32),
         "salt": np.array([salt], np.int64),
         "set_first": np.cumsum([0, *SET_ROWS[:-1]]),
         "final_first": np.cumsum([0, *FINAL_ROWS[:-1]]),
@@ -158,12 +173,36 @@ def build_moment(n: int) -> Moment:
         finals=np.zeros((8, N_FINALS)),
         mixed=np.zeros(8),
         map_rows=np.zeros((8, N_MAPS), np.int64),
-        join_rows=np.zeros((8, len(JOIN_ROWS)), np.int64),
-        join_inputs=np.zeros((8, JOIN_INPUTS), np.float32),
-        join_logits=np.zeros((8, len(JOIN_ROWS))),
         p=np.zeros(8),
-        tree=np.zeros(512),
     )
+
+
+def build_said(n: int, n_joined: int = 0, n_nodes: int = 0) -> Said:
+    """Room for what is said of `n` tokens.
+
+    `n_joined`: n where a network will join, else 0; `n_nodes`: 256 for all inner nodes of the tree of bits, else 0.
+    """
+    return Said(
+        bits=np.zeros(n),
+        flags=np.zeros(n),
+        opinions=np.zeros((8 * n_joined, OPINIONS)),
+        chosen=np.zeros((max(n_joined, n_nodes and 1), 2), np.int64),
+        tree=np.zeros(2 * n_nodes),
+        nodes=np.zeros((n_nodes, OPINIONS)),
+    )
+
+
+def lane_bytes(history_bytes: int) -> int:
+    """Bytes of what one more lane with a past of `history_bytes` takes."""
+    n_matches = len(MATCH_MINIMA)
+    return history_bytes + n_matches * (history_bytes // 4 + 3) * 8 + N_SUMMARY * 8
+
+
+def fresh_rows(t: Tables) -> dict[str, NDArray[Any]]:
+    """Of each large table, which begins with equal rows, such a row: what need not be saved."""
+    chunks = {"runs": 4, "buckets": BUCKET_WORDS, "places": 8, "ring": 64}
+    zeros = {name: np.zeros(n, getattr(t, name).dtype) for name, n in chunks.items()}
+    return zeros | {"maps": t.maps[0, 0].copy(), "weights": t.weights[0].copy(), "marks": t.marks[0].copy()}
 
 
 def count_inputs(n: int) -> int:
@@ -197,12 +236,6 @@ def _first_weights(n: int, n_inputs: int) -> NDArray[np.float32]:
     weights[:, 2 : n * CONTEXT_INPUTS : CONTEXT_INPUTS] = FIRST_WEIGHT
     matches = n * CONTEXT_INPUTS
     weights[:, matches : matches + len(MATCH_MINIMA) * MATCH_INPUTS : MATCH_INPUTS] = FIRST_MATCH_WEIGHT
-    return weights
-
-
-def _first_join() -> NDArray[np.float32]:
-    weights = np.zeros((sum(JOIN_ROWS), JOIN_INPUTS), np.float32)
-    weights[:, 0], weights[:, 1] = 0.85, 0.15  # trust the counts first: they learn from one look
     return weights
 
 

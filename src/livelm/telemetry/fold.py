@@ -18,6 +18,8 @@ RECENT_BYTES = 16_384
 """How far back "recent" looks, in graded bytes (the scale of an exponential window)."""
 SPANS = ("wait_s", "score_s", "update_s", "save_s", "journal_s")
 """The parts active time is divided into, in the order they are shown."""
+ALONE = ("counts", "network")
+"""The parts of a mixture whose own cost the journal tells, as `counts_bits` and `network_bits`."""
 COMPRESSORS = ("uniform", "unigram", "xz", "ppmd")
 """The baselines a run is compared with, weakest first."""
 
@@ -60,6 +62,8 @@ class Fold:
         self.run: Mapping[str, Any] | None = None
         self.n_bytes = self.n_tokens = self.n_documents = self.n_batches = self.n_skipped = self.n_warnings = 0
         self.bits = 0.0
+        self.alone_bits: dict[str, float] = dict.fromkeys(ALONE, math.nan)
+        """What each part of a mixture would have cost alone, from where it was first said; NaN where it never was."""
         self.at_s = 0.0
         self.spans: dict[str, float] = dict.fromkeys(SPANS, 0.0)
         self.gradient_norm = self.rate = None
@@ -105,6 +109,10 @@ class Fold:
     def recent_bits_per_byte(self) -> float:
         """The same over an exponential window of `RECENT_BYTES`."""
         return self._recent_bits / self._recent_bytes if self._recent_bytes else math.nan
+
+    def alone(self, part: str) -> float:
+        """Bits per byte of one of `ALONE` over everything graded; NaN where the run does not tell."""
+        return self.alone_bits[part] / self.n_bytes if self.n_bytes else math.nan
 
     @property
     def nats_per_token(self) -> float:
@@ -167,6 +175,7 @@ class Fold:
         ours = self.ours_at.get(size) if size is not None else None
         return {
             "bits_per_byte": _finite(self.bits_per_byte),
+            **{f"{part}_bits_per_byte": _finite(self.alone(part)) for part in ALONE},
             "recent_bits_per_byte": _finite(self.recent_bits_per_byte),
             "nats_per_token": _finite(self.nats_per_token),
             "n_bytes": self.n_bytes,
@@ -212,6 +221,10 @@ class Fold:
         self.n_bytes += n_bytes
         self._latest_bytes = n_bytes
         self.bits += bits
+        for part in ALONE:
+            if (alone := record.get(f"{part}_bits")) is not None:
+                said = self.alone_bits[part]
+                self.alone_bits[part] = (0.0 if math.isnan(said) else said) + float(alone)
         self.n_tokens += int(record["n_tokens"])
         self.n_batches += 1
         while self.n_bytes > self._wanted[-1]:

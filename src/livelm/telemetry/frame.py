@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from livelm.telemetry.fold import SPANS, CurvePoint, Fold
+from livelm.telemetry.fold import ALONE, SPANS, CurvePoint, Fold
 
 NAMES = {"ppmd": "PPMd", "xz": "xz", "unigram": "unigram", "uniform": "uniform"}
 """Baselines as people know them, strongest first."""
@@ -87,7 +87,9 @@ def about(fold: Fold) -> str:
     """What runs: model, parameters and stream. Foreign text: clean it before it meets a terminal."""
     run = fold.run or {}
     n = run.get("n_parameters")
-    parts = [fold.recipe("model", "name"), f"{amount(n)} parameters" if n is not None else None, run.get("stream")]
+    names = [fold.recipe(part, "name") for part in ("memory", "model")]
+    learners = " and ".join(str(name) for name in names if name not in (None, "none"))
+    parts = [learners, f"{amount(n)} parameters" if n else None, run.get("stream")]
     return ", ".join(str(p) for p in parts if p) or "waiting for the first record"
 
 
@@ -125,6 +127,7 @@ def _headline(fold: Fold, width: int) -> list[Text]:
     cells = [
         (bits(fold.bits_per_byte), "bits per byte", _MODEL),
         (bits(fold.recent_bits_per_byte), "recently", "bold"),
+        *((bits(b), f"{part} alone", "bold") for part in ALONE if not math.isnan(b := fold.alone(part))),
         (amount(fold.n_bytes, "B"), "graded", "bold"),
         (amount(fold.bytes_per_s, "B/s") if fold.bytes_per_s else "-", "speed", "bold"),
         (amount(fold.n_documents), "documents", "bold"),

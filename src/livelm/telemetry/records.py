@@ -38,6 +38,7 @@ def scored_record(scored: Scored) -> Record:
         "kind": "scored",
         "batch": batch.index,
         "bits": scored.bits,
+        **scored.alone,
         "n_bytes": scored.n_bytes,
         "n_tokens": scored.n_tokens,
         "documents": documents,

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, TextIO
 from rich.console import Console, Group
 from rich.live import Live
 
-from livelm.telemetry.fold import Fold
+from livelm.telemetry.fold import ALONE, Fold
 from livelm.telemetry.frame import ASCII, NAMES, UNICODE, about, amount, bits, counted, duration, frame, printable
 
 FRAMES_PER_S = 1
@@ -150,6 +150,8 @@ def status_line(fold: Fold) -> str:
         ours = f" {bits(fold.ours_at[n].bits_per_byte)}" if n in fold.ours_at else ""
         beside = ", ".join(f"{name} {bits(fold.baselines[n][key])}" for key, name in NAMES.items())
         parts.append(f"first {amount(n, 'B')}:{ours} beside {beside}")
+    alone = [f"{part} alone {bits(b)}" for part in ALONE if not math.isnan(b := fold.alone(part))]
+    parts += [", ".join(alone)] if alone else []
     if fold.n_skipped:
         parts.append(f"{counted(fold.n_skipped, 'update')} skipped ({fold.skipped})")
     if fold.stop_reason is not None:
