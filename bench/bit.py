@@ -63,11 +63,11 @@ class Timed:
             ids = torch.from_numpy(self._parts.tokenizer.encode(text).ids).long()[None]
             n = self._parts.recipe.feed.update_tokens
             starts = torch.zeros(1, n, dtype=torch.bool)
-            model: Any = self._parts.model
-            nats, self._state = model.nats(ids[:, :n], starts, ids[:, 1 : n + 1], self._state)
-            self._parts.optimizer.zero_grad()
+            model, optimizer = self._parts.network
+            nats, self._state = model.nats(ids[:, :n], starts, ids[:, 1 : n + 1], self._state)  # type: ignore[operator]
+            optimizer.zero_grad()
             nats.mean().backward()
-            self._parts.optimizer.step()
+            optimizer.step()
         return time.process_time() - begin
 
 
@@ -194,15 +194,15 @@ def large(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict
     changes += [f"feed.lanes={lanes}", f"feed.update_tokens={n}", f"model.context={n // 8}"]
     begin_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     parts = build_parts(load_recipe(RECIPE, "tiny", changes))
-    learner = parts.learner(lambda: 0.0)
-    model: Any = learner.model
+    model: Any
+    model, optimizer = parts.network
     nn.init.normal_(model.nodes, std=1e-3)  # zero would leave the trunk without gradient
     tokens, starts = torch.randint(2, (lanes, n + 1)), torch.zeros(lanes, n, dtype=torch.bool)
     begin = time.process_time()
     nats, _ = model.nats(tokens[:, :-1], starts, tokens[:, 1:], model.init_state(lanes))
     nats.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    learner.optimizer.step()
+    optimizer.step()
     seconds = round(time.process_time() - begin, 1)
     figures = {
         "n_parameters": sum(p.numel() for p in model.parameters()),

@@ -95,7 +95,9 @@ class Trial:
     def _fresh(self, parts: Parts) -> tuple[Learner, Monitor]:
         monitor = parts.monitor()
         assert monitor is not None
-        return parts.learner(lambda: 0.0), monitor
+        learner = parts.learner(lambda: 0.0)
+        assert isinstance(learner, Learner)
+        return learner, monitor
 
     def _batches(self, text: bytes) -> Iterator[Batch]:
         path = self._folder / "stream.txt"

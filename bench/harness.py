@@ -41,7 +41,8 @@ class Bare:
 
     def __init__(self, recipe: Recipe, text: bytes) -> None:
         self._parts = parts = build_parts(recipe)
-        self._model, self._optimizer, self._n = parts.model, parts.optimizer, recipe.feed.update_tokens
+        self._model, self._optimizer = parts.network
+        self._n = recipe.feed.update_tokens
         mark = torch.tensor([parts.tokenizer.mark])
         self._tokens = torch.cat([mark, torch.frombuffer(bytearray(text), dtype=torch.uint8).long()])
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]

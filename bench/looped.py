@@ -78,14 +78,15 @@ class Timed:
 
     def run(self) -> float:
         """Processor seconds of some updates (of one thread): a neighbour that takes the core away does not count."""
+        model, optimizer = self._parts.network
         begin = time.process_time()
         for _ in range(UPDATES):
             tokens = torch.randint(self._parts.tokenizer.n_vocabulary, (1, self._n + 1))
             inputs, targets = tokens[:, :-1], tokens[:, 1:]
-            nats, self._state = self._parts.model.nats(inputs, self._starts, targets, self._state)  # type: ignore[operator]
-            self._parts.optimizer.zero_grad()
+            nats, self._state = model.nats(inputs, self._starts, targets, self._state)  # type: ignore[operator]
+            optimizer.zero_grad()
             nats.mean().backward()
-            self._parts.optimizer.step()
+            optimizer.step()
         return time.process_time() - begin
 
 

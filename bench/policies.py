@@ -77,7 +77,7 @@ def only_graded(run: Path, sessions: Path, n_bytes: int) -> Watch:
     source = open_sources([f"sessions:{sessions.absolute()}"], settings)
     learner.reset_lanes(1)
     watch, n = Watch(), 0
-    watch.first = {"n_parameters": sum(p.numel() for p in parts.model.parameters()), "n_trainable": 0}
+    watch.first = {"n_parameters": sum(p.numel() for p in parts.network[0].parameters()), "n_trainable": 0}
     one_lane = FeedSettings(lanes=1, update_tokens=TUNE_TOKENS)
     for scored in grade(learner, batches(source, parts.tokenizer, one_lane, None)):
         watch.scored.append((scored.bits, scored.n_bytes))

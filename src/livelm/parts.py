@@ -62,6 +62,13 @@ class Parts:
     flops_per_token: int
     """Of a forward pass at full context, without what adapters add."""
 
+    @property
+    def network(self) -> tuple[nn.Module, Optimizer]:
+        """The network and what changes it. Raises ConfigError for a memory alone."""
+        if self.model is None or self.optimizer is None:
+            raise ConfigError("model.name is 'none': a memory alone, and here a network is needed. Choose a model.")
+        return self.model, self.optimizer
+
     def learner(self, elapsed: Callable[[], float]) -> AnyLearner:
         """A learner with the lanes of the recipe; `elapsed()` is the fraction of the budget spent, 0 without one."""
         n_lanes = self.recipe.feed.lanes
