@@ -1,0 +1,114 @@
+"""How high a score must be to be an alarm: a quantile of the scores so far, and a budget that is never exceeded."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from livelm.watch.settings import WatchSettings
+
+BINS_PER_BIT = 16
+N_BINS = 64 * BINS_PER_BIT
+"""Scores from 0 to 64 bits; what is above counts as 64."""
+ALARMS_KEPT = 20
+"""The histogram remembers as many documents as bring so many alarms, at least `LEAST_KEPT`."""
+LEAST_KEPT = 5000
+BURST = 10.0
+"""Alarms that may come at once after a quiet time."""
+GAP_MEMORY = 2000.0
+DAY_S = 86400.0
+
+
+class Level:
+    """The threshold of one kind of document.
+
+    A histogram of 1,024 bins of 1/16 bit, in which a document counts 2^(-age / half-life), age in documents. The threshold
+    is the lowest bin such that it and those above hold at most the target share of all that was counted; where not
+    even one document in the histogram may be an alarm, only a score above all of them is. It is looked up before the
+    document is counted. Apart from that, alarms are paid from a budget that grows by the target share with every
+    document (with `per_day`, with time) and holds `BURST` at most: in the long run there are never more than asked for.
+    """
+
+    def __init__(self, settings: WatchSettings) -> None:
+        self._settings = settings
+        self._counts = np.zeros(N_BINS)
+        self._unit = 1.0
+        self._n_seen = 0
+        self._gap_s = self._since_s = 0.0  # mean seconds from document to document, and since the last
+        self._budget = BURST
+        self.held_back = 0
+        """Documents above the threshold that the budget had no alarm for."""
+
+    @property
+    def rate(self) -> float:
+        """The target share of documents, now."""
+        per_day = self._settings.per_day
+        if per_day is None:
+            return self._settings.rate
+        return min(0.5, per_day * self._gap_s / DAY_S)
+
+    @property
+    def threshold(self) -> float | None:
+        """Bits from which a score is an alarm; None while only learning what is usual."""
+        if self._settings.says_all:
+            return 0.0
+        if self._n_seen < max(1, self._settings.burn_in):
+            return None
+        above = np.cumsum(self._counts[::-1])[::-1]
+        within = np.nonzero(above <= self.rate * above[0])[0]
+        return float(within[0]) / BINS_PER_BIT if len(within) else float(N_BINS) / BINS_PER_BIT
+
+    def is_alarm(self, score: float, threshold: float | None) -> bool:
+        """Whether a score is above the threshold and the budget has an alarm left, which is then spent."""
+        if self._settings.says_all:
+            return True
+        if threshold is None or score < threshold or score <= 0:
+            return False
+        if self._budget < 1:
+            self.held_back += 1
+            return False
+        self._budget -= 1
+        return True
+
+    def pass_time(self, seconds: float) -> None:
+        """Take that so much time went by, which matters where alarms are asked for by day."""
+        if self._settings.per_day is not None:
+            self._since_s += seconds
+            self._budget = min(BURST, self._budget + self._settings.per_day * seconds / DAY_S)
+
+    def count(self, score: float) -> None:
+        """Take a document's score."""
+        self._n_seen += 1
+        self._gap_s += (self._since_s - self._gap_s) / min(self._n_seen, GAP_MEMORY)
+        self._since_s = 0.0
+        kept = max(LEAST_KEPT, ALARMS_KEPT / max(self.rate, 1e-9))
+        self._unit *= 2.0 ** (1.0 / kept)
+        self._counts[_bin(score)] += self._unit
+        if self._unit > 2.0**60:
+            self._counts /= self._unit
+            self._unit = 1.0
+        if self._settings.per_day is None:
+            self._budget = min(BURST, self._budget + self._settings.rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The histogram as a tensor, the rest plain."""
+        return {
+            "counts": torch.from_numpy(self._counts.copy()),
+            "unit": self._unit,
+            "n_seen": self._n_seen,
+            "gap_s": self._gap_s,
+            "since_s": self._since_s,
+            "budget": self._budget,
+            "held_back": self.held_back,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._counts = state["counts"].numpy().copy()
+        self._unit, self._n_seen, self._gap_s = state["unit"], state["n_seen"], state["gap_s"]
+        self._since_s, self._budget, self.held_back = state["since_s"], state["budget"], state["held_back"]
+
+
+def _bin(score: float) -> int:
+    return min(N_BINS - 1, max(0, math.floor(score * BINS_PER_BIT)))
