@@ -9,34 +9,35 @@ nearly half of these because their writing broke off, a third because they were 
 import random
 from collections.abc import Iterator
 
+BLOCKS = "dfs.FSNamesystem: BLOCK* "
+NODE = "dfs.DataNode$"
 MESSAGES = {
-    "receiving": "dfs.DataNode$DataXceiver: Receiving block {b} src: /{ip}:{port} dest: /{ip2}:50010",
-    "allocate": "dfs.FSNamesystem: BLOCK* NameSystem.allocateBlock: /user/root/rand/_temporary/_task_200811092030_{task}"
-    "/part-{task}. {b}",
-    "responder": "dfs.DataNode$PacketResponder: PacketResponder {n} for block {b} terminating",
-    "received": "dfs.DataNode$PacketResponder: Received block {b} of size {size} from /{ip}",
-    "added": "dfs.FSNamesystem: BLOCK* NameSystem.addStoredBlock: blockMap updated: {ip}:50010 is added to {b} size {size}",
-    "invalid": "dfs.FSNamesystem: BLOCK* NameSystem.delete: {b} is added to invalidSet of {ip}:50010",
+    "receiving": NODE + "DataXceiver: Receiving block {b} src: /{ip}:{port} dest: /{ip2}:50010",
+    "allocate": BLOCKS + "NameSystem.allocateBlock: /user/root/rand/_temporary/_task_2008_{task}/part-{task}. {b}",
+    "responder": NODE + "PacketResponder: PacketResponder {n} for block {b} terminating",
+    "received": NODE + "PacketResponder: Received block {b} of size {size} from /{ip}",
+    "added": BLOCKS + "NameSystem.addStoredBlock: blockMap updated: {ip}:50010 is added to {b} size {size}",
+    "invalid": BLOCKS + "NameSystem.delete: {b} is added to invalidSet of {ip}:50010",
     "deleting": "dfs.FSDataset: Deleting block {b} file /mnt/hadoop/dfs/data/current/subdir{n}/{b}",
     "verified": "dfs.DataBlockScanner: Verification succeeded for {b}",
-    "served": "dfs.DataNode$DataXceiver: {ip}:50010 Served block {b} to /{ip2}",
-    "unserved": "dfs.DataNode$DataXceiver: {ip}:50010:Got exception while serving {b} to /{ip2}:",
-    "ask": "dfs.FSNamesystem: BLOCK* ask {ip}:50010 to replicate {b} to datanode(s) {ip2}:50010",
+    "served": NODE + "DataXceiver: {ip}:50010 Served block {b} to /{ip2}",
+    "unserved": NODE + "DataXceiver: {ip}:50010:Got exception while serving {b} to /{ip2}:",
+    "ask": BLOCKS + "ask {ip}:50010 to replicate {b} to datanode(s) {ip2}:50010",
     "transfer": "dfs.DataNode: {ip}:50010 Starting thread to transfer block {b} to {ip2}:50010",
-    "copied": "dfs.DataNode$DataXceiver: Received block {b} src: /{ip}:{port} dest: /{ip2}:50010 of size {size}",
-    "transmitted": "dfs.DataNode$DataTransfer: {ip}:50010:Transmitted block {b} to /{ip2}:50010",
+    "copied": NODE + "DataXceiver: Received block {b} src: /{ip}:{port} dest: /{ip2}:50010 of size {size}",
+    "transmitted": NODE + "DataTransfer: {ip}:50010:Transmitted block {b} to /{ip2}:50010",
     "unknown": "dfs.FSDataset: Unexpected error trying to delete block {b}. BlockInfo not found in volumeMap.",
-    "orphan": "dfs.FSNamesystem: BLOCK* NameSystem.addStoredBlock: addStoredBlock request received for {b} on {ip}:50010 "
-    "size {size} But it does not belong to any file.",
-    "redundant": "dfs.FSNamesystem: BLOCK* NameSystem.addStoredBlock: Redundant addStoredBlock request received for {b} on "
-    "{ip}:50010 size {size}",
-    "empty": "dfs.DataNode$DataXceiver: Receiving empty packet for block {b}",
-    "write failed": "dfs.DataNode$DataXceiver: writeBlock {b} received exception java.io.IOException: Could not read from "
-    "stream",
-    "receive failed": "dfs.DataNode$BlockReceiver: Exception in receiveBlock for block {b} java.io.EOFException",
-    "transfer failed": "dfs.DataNode$DataTransfer: {ip}:50010:Failed to transfer {b} to {ip2}:50010 got "
-    "java.io.IOException: Connection reset by peer",
-    "interrupted": "dfs.DataNode$PacketResponder: PacketResponder {n} for block {b} Interrupted.",
+    "orphan": BLOCKS + "NameSystem.addStoredBlock: addStoredBlock request received for {b} on {ip}:50010 size {size} "
+    "But it does not belong to any file.",
+    "redundant": BLOCKS + "NameSystem.addStoredBlock: Redundant addStoredBlock request received for {b} on {ip}:50010 "
+    "size {size}",
+    "empty": NODE + "DataXceiver: Receiving empty packet for block {b}",
+    "write failed": NODE
+    + "DataXceiver: writeBlock {b} received exception java.io.IOException: Could not read from stream",
+    "receive failed": NODE + "BlockReceiver: Exception in receiveBlock for block {b} java.io.EOFException",
+    "transfer failed": NODE + "DataTransfer: {ip}:50010:Failed to transfer {b} to {ip2}:50010 got java.io.IOException: "
+    "Connection reset by peer",
+    "interrupted": NODE + "PacketResponder: PacketResponder {n} for block {b} Interrupted.",
 }
 WARNED = {"unserved", "unknown", "orphan", "redundant", "write failed", "receive failed", "transfer failed"}
 DELETED = ["invalid"] * 3 + ["deleting"] * 3
@@ -124,7 +125,7 @@ def _line(r: random.Random, block: bytes, event: str, second: int) -> bytes:
     ips = [f"10.251.{r.randrange(30, 220)}.{r.randrange(1, 255)}" for _ in range(2)]
     text = MESSAGES[event].format(
         b=block.decode(), ip=ips[0], ip2=ips[1], port=r.randrange(30000, 60000), n=r.randrange(3),
-        size=r.choice((67108864, 67108864, r.randrange(1 << 26))), task=f"{r.randrange(10**4):04d}_m_{r.randrange(10**6):06d}",
+        size=r.choice((67108864, 67108864, r.randrange(1 << 26))), task=f"{r.randrange(10**4)}_m_{r.randrange(10**6)}",
     )  # fmt: skip
     level = "WARN" if event in WARNED else "INFO"
     return f"0811{9 + second // 86400:02d} {clock} {r.randrange(13, 30000)} {level} {text}\n".encode()

@@ -27,12 +27,17 @@ class Frequencies:
         self._counts: dict[int, float] = {}
         self._n, self._unit = 0.0, 1.0
         self._n_added = self._next_look = 0
-        self._usual: list[int] = []
+        self._usual: dict[int, None] = {}
 
     @property
     def n(self) -> float:
         """Documents counted, with their age taken off."""
         return self._n / self._unit
+
+    @property
+    def ceiling(self) -> float:
+        """Bits of what was never seen: nothing is rarer now. Grows as long as documents are counted."""
+        return math.log2((self._n + self._unit) / (UNSEEN * self._unit))
 
     def rarity(self, item: int) -> float:
         """Bits: -log2 of (sightings + 1/2) / (documents + 1)."""
@@ -43,13 +48,18 @@ class Frequencies:
         without = max(0.0, self._n - self._counts.get(item, 0.0))
         return math.log2((self._n + self._unit) / (without + UNSEEN * self._unit))
 
+    @property
+    def usual(self) -> dict[int, None]:
+        """What more than half of the documents had when that was last looked up."""
+        return self._usual
+
     def absences(self, items: Container[int]) -> dict[int, float]:
         """What more than half of the documents have and `items` lack, with how rare that is.
 
         Which things those are is looked up whenever a twentieth more documents were counted, or `LOOK_AGAIN` more.
         """
         if self._n_added >= self._next_look:
-            self._usual = [item for item, count in self._counts.items() if count > self._n / 2]
+            self._usual = {item: None for item, count in self._counts.items() if count > self._n / 2}
             self._next_look = self._n_added + 1 + min(self._n_added // 20, LOOK_AGAIN)
         return {item: self.absence(item) for item in self._usual if item not in items}
 
@@ -83,7 +93,11 @@ class Frequencies:
         """Restore what `state_dict` gave."""
         self._counts = dict(zip(state["items"].tolist(), state["counts"].tolist(), strict=True))
         self._n, self._unit = state["n"], state["unit"]
-        self._n_added, self._next_look, self._usual = state["n_added"], state["next_look"], list(state["usual"])
+        self._n_added, self._next_look, self._usual = (
+            state["n_added"],
+            state["next_look"],
+            dict.fromkeys(state["usual"]),
+        )
 
 
 def rarest(rarities: Iterable[float]) -> float:

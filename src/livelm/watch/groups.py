@@ -57,7 +57,7 @@ class Groups:
 
     The things about a group are: each kind of line in it, each pair of kinds that follow one another in it (a begin and
     an end included), and, once it is closed, each kind that it lacks although more than half of the groups have it.
-    A kind of line is the set order of its telling words. Groups are counted when they close: score first.
+    A kind of line is its telling words in their order. Groups are counted when they close: score first.
     """
 
     def __init__(self, max_open: int, half_life: float, max_items: int) -> None:
@@ -68,6 +68,11 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def ceiling(self) -> float:
+        """Bits of what no group ever had."""
+        return self._kinds.ceiling
 
     def add(self, key: bytes, kind: int) -> tuple[Group, bool]:
         """The group of a line of this kind, and whether the line brings something new about it."""

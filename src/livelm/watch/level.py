@@ -10,7 +10,8 @@ from livelm.watch.settings import WatchSettings
 
 BINS_PER_BIT = 16
 N_BINS = 64 * BINS_PER_BIT
-"""Scores from 0 to 64 bits; what is above counts as 64."""
+DEPTH = 48.0
+"""Bits below the ceiling that are told apart; above it there are 16."""
 ALARMS_KEPT = 20
 """The histogram remembers as many documents as bring so many alarms, at least `LEAST_KEPT`."""
 LEAST_KEPT = 5000
@@ -23,11 +24,14 @@ DAY_S = 86400.0
 class Level:
     """The threshold of one kind of document.
 
-    A histogram of 1,024 bins of 1/16 bit, in which a document counts 2^(-age / half-life), age in documents. The threshold
-    is the lowest bin such that it and those above hold at most the target share of all that was counted; where not
-    even one document in the histogram may be an alarm, only a score above all of them is. It is looked up before the
-    document is counted. Apart from that, alarms are paid from a budget that grows by the target share with every
-    document (with `per_day`, with time) and holds `BURST` at most: in the long run there are never more than asked for.
+    Scores are counted by how far they are below the ceiling, which is the rarity of something never seen: it grows with
+    the logarithm of the documents seen, and with it all that is rare. A histogram has 1,024 bins of 1/16 bit, in which
+    a document counts 2^(-age / half-life), age in documents. The threshold is the lowest bin such that it and those
+    above hold at most the target share of all that was counted; where not even one document in the histogram may be an
+    alarm, only a score above all of them is. It is looked up before the document is counted.
+
+    Apart from that, alarms are paid from a budget that grows by the target share with every document (with `per_day`,
+    with time) and holds `BURST` at most: in the long run there are never more than asked for.
     """
 
     def __init__(self, settings: WatchSettings) -> None:
@@ -48,8 +52,7 @@ class Level:
             return self._settings.rate
         return min(0.5, per_day * self._gap_s / DAY_S)
 
-    @property
-    def threshold(self) -> float | None:
+    def threshold(self, ceiling: float) -> float | None:
         """Bits from which a score is an alarm; None while only learning what is usual."""
         if self._settings.says_all:
             return 0.0
@@ -57,7 +60,8 @@ class Level:
             return None
         above = np.cumsum(self._counts[::-1])[::-1]
         within = np.nonzero(above <= self.rate * above[0])[0]
-        return float(within[0]) / BINS_PER_BIT if len(within) else float(N_BINS) / BINS_PER_BIT
+        lowest = int(within[0]) if len(within) else N_BINS
+        return max(0.0, lowest / BINS_PER_BIT - DEPTH + ceiling)
 
     def is_alarm(self, score: float, threshold: float | None) -> bool:
         """Whether a score is above the threshold and the budget has an alarm left, which is then spent."""
@@ -77,14 +81,14 @@ class Level:
             self._since_s += seconds
             self._budget = min(BURST, self._budget + self._settings.per_day * seconds / DAY_S)
 
-    def count(self, score: float) -> None:
+    def count(self, score: float, ceiling: float) -> None:
         """Take a document's score."""
         self._n_seen += 1
         self._gap_s += (self._since_s - self._gap_s) / min(self._n_seen, GAP_MEMORY)
         self._since_s = 0.0
         kept = max(LEAST_KEPT, ALARMS_KEPT / max(self.rate, 1e-9))
         self._unit *= 2.0 ** (1.0 / kept)
-        self._counts[_bin(score)] += self._unit
+        self._counts[_bin(score - ceiling + DEPTH)] += self._unit
         if self._unit > 2.0**60:
             self._counts /= self._unit
             self._unit = 1.0
@@ -110,5 +114,5 @@ class Level:
         self._since_s, self._budget, self.held_back = state["since_s"], state["budget"], state["held_back"]
 
 
-def _bin(score: float) -> int:
-    return min(N_BINS - 1, max(0, math.floor(score * BINS_PER_BIT)))
+def _bin(height: float) -> int:
+    return min(N_BINS - 1, max(0, math.floor(height * BINS_PER_BIT)))

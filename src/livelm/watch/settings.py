@@ -49,7 +49,9 @@ class WatchSettings(Settings):
         if pattern.groups > 1:
             raise ValueError(f"group_by={self.group_by!r} has {pattern.groups} groups; mark the key with one at most")
         if pattern.fullmatch(b""):
-            raise ValueError(f"group_by={self.group_by!r} also fits no text at all; a key needs a byte, such as id=\\d+")
+            raise ValueError(
+                f"group_by={self.group_by!r} also fits no text at all; a key needs a byte, such as id=\\d+"
+            )
         if self.by == "document":
             raise ValueError("group_by puts lines together, so it does not go with by='document'")
         return self

@@ -45,10 +45,11 @@ class Read:
 class Watcher:
     """Turns the parts of a stream into records: `surprise` for those that stand out, `drift` when all changes.
 
-    The score of a line or document is max(R, C) in bits. R is how rare its telling words are: the mean over the rarest
-    of them (`frequencies.rarest`) of -log2 of the share of documents that had them, over the long past and of late. C is how far its bytes cost more
-    than those of such documents usually do (`expected.tail`). Groups: see `groups.Groups`. Everything is a function of
-    the documents alone, but for `per_day`, which needs to know when they came.
+    The score of a line or document is max(R, C) in bits. R is how rare the things about it are, its telling words and
+    the usual words that it lacks: the mean over the rarest of them (`frequencies.rarest`) of -log2 of the share of
+    documents of which they are true, over the long past and of late. C is how far its bytes cost more than those of
+    such documents usually do (`expected.tail`). Groups: see `groups.Groups`. Everything is a function of the documents
+    alone, but for `per_day`, which needs to know when they came.
     """
 
     def __init__(self, settings: WatchSettings) -> None:
@@ -57,6 +58,7 @@ class Watcher:
         self._words = Words()
         self._long = Frequencies(settings.half_life, settings.items)
         self._recent = Frequencies(settings.recent, settings.items)
+        self._names: dict[int, bytes] = {}  # what the usual words are, to say which one is missing
         self._expectation = Expectation()
         self._groups = Groups(settings.groups, settings.half_life, settings.items)
         self._drift = Drift(settings.window_bytes)
@@ -79,7 +81,13 @@ class Watcher:
     @property
     def threshold(self) -> float | None:
         """Bits from which a document, or group, is said; None while only learning what is usual."""
-        return self._levels["group" if self._settings.key else "single"].threshold
+        if self._settings.key:
+            return self._levels["group"].threshold(self._groups.ceiling)
+        return self._levels["single"].threshold(self._ceiling)
+
+    @property
+    def _ceiling(self) -> float:
+        return (self._long.ceiling + self._recent.ceiling) / 2
 
     @property
     def level(self) -> float:
@@ -115,6 +123,7 @@ class Watcher:
             "words": self._words.state_dict(),
             "long": self._long.state_dict(),
             "recent": self._recent.state_dict(),
+            "names": [[item, name.hex()] for item, name in self._names.items()],
             "expectation": self._expectation.state_dict(),
             "groups": self._groups.state_dict(),
             "drift": self._drift.state_dict(),
@@ -128,6 +137,7 @@ class Watcher:
         self._words.load_state_dict(state["words"])
         self._long.load_state_dict(state["long"])
         self._recent.load_state_dict(state["recent"])
+        self._names = {item: bytes.fromhex(name) for item, name in state["names"]}
         self._expectation.load_state_dict(state["expectation"])
         self._groups.load_state_dict(state["groups"])
         self._drift.load_state_dict(state["drift"])
@@ -163,7 +173,8 @@ class Watcher:
         rarity = rarest([*rarities.values(), *absences.values()])
         cost = tail(read.total - read.expected, read.deviation)
         score, level = max(rarity, cost), self._levels["single"]
-        threshold = level.threshold
+        ceiling = self._ceiling
+        threshold = level.threshold(ceiling)
         if level.is_alarm(score, threshold):
             top = sorted(items, key=lambda item: -rarities[item])[:LEAST_RARE]
             # a word that one document in eight has is no reason
@@ -176,10 +187,19 @@ class Watcher:
                 text=text,
                 spans=spans,
                 rare=[[_shown(word), round(bits, 3)] for word, bits in rare],
+                missing=[_shown(self._names[i]) for i, b in absences.items() if b >= rarity / 2 and i in self._names],
             )
+        self._name(items)
         self._long.add(items)
         self._recent.add(items)
-        level.count(score)
+        level.count(score, ceiling)
+
+    def _name(self, items: dict[int, bytes]) -> None:
+        """Remember what the usual words are, and forget those that no longer are."""
+        usual = self._long.usual
+        self._names |= {item: items[item] for item in usual.keys() & items.keys()}
+        if len(self._names) > 2 * len(usual):
+            self._names = {item: name for item, name in self._names.items() if item in usual}
 
     def _take_line(self, read: Read, keys: list[bytes]) -> Iterator[Record]:
         for key in keys:
@@ -192,7 +212,7 @@ class Watcher:
             if is_new and not group.said and not self._settings.says_all:
                 verdict, level = self._groups.judge(group), self._levels["group"]
                 enough = len(group.kinds) + len(group.pairs) >= LEAST_RARE
-                threshold = level.threshold
+                threshold = level.threshold(self._groups.ceiling)
                 if enough and level.is_alarm(verdict.score, threshold):
                     group.said = True
                     yield self._group_record(read.part, group, verdict, threshold, closed=False)
@@ -202,7 +222,9 @@ class Watcher:
 
     def _keep_line(self, group: Group, read: Read) -> None:
         """Keep the line to be shown if it is among the most surprising of its group."""
-        novelty = round(self._groups.novelty(read.kind, group.before) + tail(read.total - read.expected, read.deviation), 3)
+        novelty = round(
+            self._groups.novelty(read.kind, group.before) + tail(read.total - read.expected, read.deviation), 3
+        )
         if len(group.shown) >= MAX_SHOWN and novelty <= min(line[0] for line in group.shown):
             return
         text, spans = _excerpt(read.part.text, costliest(read.part.text, read.bits), MAX_LINE_BYTES)
@@ -212,10 +234,11 @@ class Watcher:
 
     def _close(self, group: Group) -> Iterator[Record]:
         level = self._levels["group"]
-        verdict, threshold = self._groups.close(group), level.threshold
+        ceiling = self._groups.ceiling
+        verdict, threshold = self._groups.close(group), level.threshold(ceiling)
         if not group.said and level.is_alarm(verdict.score, threshold):
             yield self._group_record(None, group, verdict, threshold, closed=True)
-        level.count(verdict.score)
+        level.count(verdict.score, ceiling)
 
     def _group_record(
         self, part: Part | None, group: Group, verdict: Verdict, threshold: float | None, *, closed: bool
