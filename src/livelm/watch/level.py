@@ -17,7 +17,11 @@ ALARMS_KEPT = 20
 LEAST_KEPT = 5000
 BURST = 10.0
 """Alarms that may come at once after a quiet time."""
+"""Of `per_day`, a day's alarms at most."""
 GAP_MEMORY = 2000.0
+"""Documents over which the time from one to the next is averaged."""
+ROUNDING = 1e-9
+"""Sums of equal rarities may differ by so much."""
 DAY_S = 86400.0
 
 
@@ -26,12 +30,13 @@ class Level:
 
     Scores are counted by how far they are below the ceiling, which is the rarity of something never seen: it grows with
     the logarithm of the documents seen, and with it all that is rare. A histogram has 1,024 bins of 1/16 bit, in which
-    a document counts 2^(-age / half-life), age in documents. The threshold is the lowest bin such that it and those
-    above hold at most the target share of all that was counted; where not even one document in the histogram may be an
-    alarm, only a score above all of them is. It is looked up before the document is counted.
+    a document counts 2^(-age / half-life), age in documents. The threshold is the lowest bin such that those above it
+    hold at most the target share of all that was counted; it is looked up before the document is counted. Nothing is
+    counted in the first half of the burn-in, when all is new.
 
     Apart from that, alarms are paid from a budget that grows by the target share with every document (with `per_day`,
-    with time) and holds `BURST` at most: in the long run there are never more than asked for.
+    with time) and holds `BURST` at most: so in the long run there are never more than asked for, even where many
+    documents are equally surprising and no threshold parts them.
     """
 
     def __init__(self, settings: WatchSettings) -> None:
@@ -40,7 +45,8 @@ class Level:
         self._unit = 1.0
         self._n_seen = 0
         self._gap_s = self._since_s = 0.0  # mean seconds from document to document, and since the last
-        self._budget = BURST
+        self._most = BURST if settings.per_day is None else max(1.0, min(BURST, settings.per_day))
+        self._budget = self._most
         self.held_back = 0
         """Documents above the threshold that the budget had no alarm for."""
 
@@ -59,15 +65,15 @@ class Level:
         if self._n_seen < max(1, self._settings.burn_in):
             return None
         above = np.cumsum(self._counts[::-1])[::-1]
-        within = np.nonzero(above <= self.rate * above[0])[0]
-        lowest = int(within[0]) if len(within) else N_BINS
+        crowded = np.nonzero(above > self.rate * above[0])[0]  # bins that, with those above, hold more than the share
+        lowest = int(crowded[-1]) if len(crowded) else 0
         return max(0.0, lowest / BINS_PER_BIT - DEPTH + ceiling)
 
     def is_alarm(self, score: float, threshold: float | None) -> bool:
         """Whether a score is above the threshold and the budget has an alarm left, which is then spent."""
         if self._settings.says_all:
             return True
-        if threshold is None or score < threshold or score <= 0:
+        if threshold is None or score <= 0 or score < threshold - ROUNDING:
             return False
         if self._budget < 1:
             self.held_back += 1
@@ -79,21 +85,26 @@ class Level:
         """Take that so much time went by, which matters where alarms are asked for by day."""
         if self._settings.per_day is not None:
             self._since_s += seconds
-            self._budget = min(BURST, self._budget + self._settings.per_day * seconds / DAY_S)
+            self._budget = min(self._most, self._budget + self._settings.per_day * seconds / DAY_S)
 
     def count(self, score: float, ceiling: float) -> None:
         """Take a document's score."""
         self._n_seen += 1
         self._gap_s += (self._since_s - self._gap_s) / min(self._n_seen, GAP_MEMORY)
         self._since_s = 0.0
+        if self._n_seen > self._settings.burn_in / 2:
+            self._add(score - ceiling)
+        if self._settings.per_day is None:
+            self._budget = min(self._most, self._budget + self._settings.rate)
+
+    def _add(self, height: float) -> None:
         kept = max(LEAST_KEPT, ALARMS_KEPT / max(self.rate, 1e-9))
         self._unit *= 2.0 ** (1.0 / kept)
-        self._counts[_bin(score - ceiling + DEPTH)] += self._unit
+        at = math.floor((height + DEPTH) * BINS_PER_BIT)
+        self._counts[min(N_BINS - 1, max(0, at))] += self._unit
         if self._unit > 2.0**60:
             self._counts /= self._unit
             self._unit = 1.0
-        if self._settings.per_day is None:
-            self._budget = min(BURST, self._budget + self._settings.rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The histogram as a tensor, the rest plain."""
@@ -112,7 +123,3 @@ class Level:
         self._counts = state["counts"].numpy().copy()
         self._unit, self._n_seen, self._gap_s = state["unit"], state["n_seen"], state["gap_s"]
         self._since_s, self._budget, self.held_back = state["since_s"], state["budget"], state["held_back"]
-
-
-def _bin(height: float) -> int:
-    return min(N_BINS - 1, max(0, math.floor(height * BINS_PER_BIT)))
