@@ -207,7 +207,7 @@ def measure_blocks(name: str, lines: Lines, wrong: dict[str, bool], seed: int) -
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["bgl", "blocks"], default=["bgl", "blocks"])
+    parser.add_argument("what", nargs="*", default=["bgl", "blocks"], help="bgl, blocks (default: both)")
     parser.add_argument("--bgl", type=Path, default=DATA / "BGL" / "BGL_2k.log")
     parser.add_argument("--hdfs", type=Path, nargs=2, metavar=("LOG", "LABELS"), help="a real log with its labels")
     parser.add_argument("--blocks", type=int, default=3000, help="of the generated stream")

@@ -266,7 +266,7 @@ def test_a_public_name_is_not_followed_to_a_private_address(
     port = receiver.server.server_address[1]
     known = {"now": "93.184.215.14"}
 
-    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         return [(2, 1, 6, "", (known["now"] if host == "hooks.example" else host, port))]
 
     monkeypatch.setattr(webhook.socket, "getaddrinfo", resolve)

@@ -449,7 +449,17 @@ def test_what_cannot_be_asked_for_is_refused_by_name(wrong: dict[str, Any], name
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://a/", "http://", "localhost:80", "http://u:p@a/", "http://a/\n", "http://[::1", "http://a:99999/"]
+    "url",
+    [
+        "ftp://a/",
+        "http://",
+        "localhost:80",
+        "http://u:p@a/",
+        "http://a/\n",
+        "http://[::1",
+        "http://a:99999/",
+        "http://a..b/",
+    ],
 )
 def test_a_webhook_that_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="--webhook"):

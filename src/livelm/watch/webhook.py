@@ -105,7 +105,7 @@ class Webhook:
                 return None
             except Refused as error:
                 return str(error)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 failure = f"{type(error).__name__}: {error}"
         return failure
 
@@ -133,10 +133,12 @@ class _Target:
         self.port = port if port is not None else (443 if parts.scheme == "https" else 80)
         self._context = ssl.create_default_context() if parts.scheme == "https" else None
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        with suppress(OSError):
+        try:
             self._may_be_private = any(map(_is_private, self._addresses()))
-            return
-        self._may_be_private = False  # nobody knows the name yet: then it must turn out to be public
+        except OSError:  # nobody knows the name yet: then it must turn out to be public
+            self._may_be_private = False
+        except UnicodeError as error:
+            raise ConfigError(f"--webhook {url!r}: {self.host!r} cannot be the name of a host: {error}.") from None
 
     def post(self, body: bytes) -> None:
         """One attempt. Raises Refused, or OSError and HTTPException where another may succeed."""
