@@ -279,7 +279,9 @@ def crawl(
 
 @app.command()
 def watch(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="A file, - or tail:FILE; see docs.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="A file, tail:FILE, - or any other source.")
+    ],
     rate: Annotated[float, typer.Option(help="The share of documents that may be alarms; 1: say every one.")] = 0.001,
     per_day: Annotated[float | None, typer.Option(help="So many alarms per day instead; for live streams.")] = None,
     by: Annotated[str, typer.Option(help="What is scored: line, document, or auto (by the source).")] = "auto",
@@ -288,7 +290,7 @@ def watch(
     ] = "",
     groups: Annotated[int, typer.Option(help="Groups open at once; the longest untouched is closed.")] = 10_000,
     burn_in: Annotated[int, typer.Option(help="Documents that only teach what is usual.")] = 200,
-    webhook: Annotated[str, typer.Option(metavar="URL", help="Also send every record there, as JSON.")] = "",
+    webhook: Annotated[str, typer.Option(metavar="URL", help="Also send surprises and drift there, as JSON.")] = "",
     changes: Set = [],  # noqa: B006 - typer reads it
     budget: For = "",
     out: Annotated[Path | None, typer.Option(help="Keep all there; the same command then goes on, exactly.")] = None,

@@ -180,7 +180,7 @@ def alarms(level: Level, scores: Iterable[float], gap_s: float = 0.0, ceiling: f
         level.pass_time(gap_s)
         if level.is_alarm(score, level.threshold(ceiling)):
             found.append(i)
-        level.count(score, ceiling)
+        level.count(score, score, ceiling)
     return found
 
 
@@ -223,6 +223,17 @@ def test_alarms_per_day_go_by_the_clock() -> None:
     day = 86_400 / 4_000  # seconds between documents: ten days in all
     assert len(alarms(Level(settings(per_day=20)), scores, gap_s=day)) == pytest.approx(200, abs=60)
     assert len(alarms(Level(settings(per_day=20)), scores, gap_s=day / 10)) == pytest.approx(20, abs=12)
+
+
+def test_rarity_counts_only_where_it_is_rare() -> None:
+    every, hardly = Level(settings()), Level(settings())
+    for i in range(1000):
+        every.count(20.0, 20.0, 20.0)
+        hardly.count(2.0, 20.0 if i == 500 else 2.0, 20.0)
+    assert every.cap(20.0, 20.0) < 2.1
+    assert hardly.cap(20.0, 20.0) == 20.0
+    assert hardly.cap(3.0, 20.0) == 3.0
+    assert every.cap(1.0, 20.0) == 1.0
 
 
 def test_a_rate_of_one_says_everything() -> None:
@@ -288,7 +299,7 @@ def close_one(groups: Groups, kinds: list[int], key: bytes = b"k") -> float:
     for kind in kinds:
         group, _ = groups.add(key, kind)
     (group,) = groups.drain()
-    return groups.close(group).score
+    return groups.close(group).rarity
 
 
 def test_groups_that_lack_an_end_or_have_something_new_or_another_order_stand_out() -> None:
@@ -365,6 +376,19 @@ def test_stopping_anywhere_equals_never_stopping() -> None:
         numbers = [record["surprise"] for record in expected if record["kind"] == "surprise"]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) >= 2
+
+
+def test_a_page_of_another_kind_stands_out_although_every_page_has_new_words() -> None:
+    r = random.Random(0)
+
+    def page(letters: str, n: int) -> bytes:
+        return " ".join("".join(r.choices(letters, k=r.randint(2, 8))) for _ in range(n)).encode()
+
+    pages = [page("abcdefghij", 120) for _ in range(80)]
+    pages[70] = r.randbytes(600).replace(b"\n", b" ")
+    parts = [Part(text, f"page {i}", 1, is_line=False) for i, text in enumerate(pages)]
+    found = [record for record in run(Watcher(settings(rate=1, burn_in=0)), parts) if record["kind"] == "surprise"]
+    assert max(found[40:], key=lambda record: record["score"])["id"] == "page 70"
 
 
 def test_drift_is_said_apart_from_surprises() -> None:

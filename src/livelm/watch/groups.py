@@ -43,9 +43,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The score of a group, and what it follows from."""
+    """What the score of a group follows from."""
 
-    score: float
     rarity: float
     cost: float
     missing: tuple[int, ...] = ()
@@ -119,7 +118,7 @@ class Groups:
         return groups
 
     def close(self, group: Group) -> Verdict:
-        """The score of a group that has ended; then it is learned."""
+        """What is surprising about a group that has ended; then it is learned."""
         group.pairs[join(group.last, END)] = None
         absences = self._kinds.absences(group.kinds)
         verdict = self._verdict(group, absences)
@@ -157,4 +156,4 @@ class Groups:
         rarity = rarest([*kinds, *pairs, *absences.values()])
         cost = tail(group.bits - group.expected, math.sqrt(group.variance))
         missing = tuple(kind for kind, bits in absences.items() if bits >= rarity / 2)
-        return Verdict(max(rarity, cost), rarity, cost, missing)
+        return Verdict(rarity, cost, missing)

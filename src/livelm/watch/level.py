@@ -3,36 +3,29 @@
 import math
 from typing import Any
 
-import numpy as np
-import torch
-
+from livelm.watch.histogram import ROUNDING, Histogram
 from livelm.watch.settings import WatchSettings
 
-BINS_PER_BIT = 16
-N_BINS = 64 * BINS_PER_BIT
-DEPTH = 48.0
-"""Bits below the ceiling that are told apart; above it there are 16."""
 ALARMS_KEPT = 20
 """The histogram remembers as many documents as bring so many alarms, at least `LEAST_KEPT`."""
 LEAST_KEPT = 5000
 BURST = 10.0
-"""Alarms that may come at once after a quiet time."""
-"""Of `per_day`, a day's alarms at most."""
+"""Alarms that may come at once after a quiet time; of `per_day`, a day's alarms at most."""
 GAP_MEMORY = 2000.0
 """Documents over which the time from one to the next is averaged."""
-ROUNDING = 1e-9
-"""Sums of equal rarities may differ by so much."""
 DAY_S = 86400.0
+ORDINARY, RANK_WEIGHT = 2.0, 6.0
+"""A rarity counts at most 2 bits, which anything may have, and 6 times the bits of its rank. AUROC on BGL was 0.814
+with 0 and 1, 0.820 with 0 and 3."""
 
 
 class Level:
     """The threshold of one kind of document.
 
     Scores are counted by how far they are below the ceiling, which is the rarity of something never seen: it grows with
-    the logarithm of the documents seen, and with it all that is rare. A histogram has 1,024 bins of 1/16 bit, in which
-    a document counts 2^(-age / half-life), age in documents. The threshold is the lowest bin such that those above it
-    hold at most the target share of all that was counted; it is looked up before the document is counted. Nothing is
-    counted in the first half of the burn-in, when all is new.
+    the logarithm of the documents seen, and with it all that is rare. The threshold is a quantile of a `Histogram` that
+    forgets; it is looked up before the document is counted. Nothing is counted in the first half of the burn-in, when
+    all is new.
 
     Apart from that, alarms are paid from a budget that grows by the target share with every document (with `per_day`,
     with time) and holds `BURST` at most: so in the long run there are never more than asked for, even where many
@@ -41,8 +34,7 @@ class Level:
 
     def __init__(self, settings: WatchSettings) -> None:
         self._settings = settings
-        self._counts = np.zeros(N_BINS)
-        self._unit = 1.0
+        self._scores, self._rarities = Histogram(), Histogram()
         self._n_seen = 0
         self._gap_s = self._since_s = 0.0  # mean seconds from document to document, and since the last
         self._most = BURST if settings.per_day is None else max(1.0, min(BURST, settings.per_day))
@@ -64,10 +56,15 @@ class Level:
             return 0.0
         if self._n_seen < max(1, self._settings.burn_in):
             return None
-        above = np.cumsum(self._counts[::-1])[::-1]
-        crowded = np.nonzero(above > self.rate * above[0])[0]  # bins that, with those above, hold more than the share
-        lowest = int(crowded[-1]) if len(crowded) else 0
-        return max(0.0, lowest / BINS_PER_BIT - DEPTH + ceiling)
+        return max(0.0, self._scores.quantile(self.rate) + ceiling)
+
+    def cap(self, rarity: float, ceiling: float) -> float:
+        """The rarity, but no more than ORDINARY - RANK_WEIGHT log2 of the share of documents as rare as this or rarer.
+
+        Where every document has something never seen, as pages of prose do, that says nothing about any of them.
+        """
+        share = (self._rarities.above(rarity - ceiling) + 0.5) / (self._rarities.n + 1)
+        return min(rarity, ORDINARY - RANK_WEIGHT * math.log2(min(1.0, share)))
 
     def is_alarm(self, score: float, threshold: float | None) -> bool:
         """Whether a score is above the threshold and the budget has an alarm left, which is then spent."""
@@ -87,30 +84,22 @@ class Level:
             self._since_s += seconds
             self._budget = min(self._most, self._budget + self._settings.per_day * seconds / DAY_S)
 
-    def count(self, score: float, ceiling: float) -> None:
-        """Take a document's score."""
+    def count(self, score: float, rarity: float, ceiling: float) -> None:
+        """Take a document's score, and its rarity as it was before `cap`."""
         self._n_seen += 1
         self._gap_s += (self._since_s - self._gap_s) / min(self._n_seen, GAP_MEMORY)
         self._since_s = 0.0
         if self._n_seen > self._settings.burn_in / 2:
-            self._add(score - ceiling)
+            self._scores.add(score - ceiling, max(LEAST_KEPT, ALARMS_KEPT / max(self.rate, 1e-9)))
+            self._rarities.add(rarity - ceiling, LEAST_KEPT)
         if self._settings.per_day is None:
             self._budget = min(self._most, self._budget + self._settings.rate)
 
-    def _add(self, height: float) -> None:
-        kept = max(LEAST_KEPT, ALARMS_KEPT / max(self.rate, 1e-9))
-        self._unit *= 2.0 ** (1.0 / kept)
-        at = math.floor((height + DEPTH) * BINS_PER_BIT)
-        self._counts[min(N_BINS - 1, max(0, at))] += self._unit
-        if self._unit > 2.0**60:
-            self._counts /= self._unit
-            self._unit = 1.0
-
     def state_dict(self) -> dict[str, Any]:
-        """The histogram as a tensor, the rest plain."""
+        """The histograms as tensors, the rest plain."""
         return {
-            "counts": torch.from_numpy(self._counts.copy()),
-            "unit": self._unit,
+            "scores": self._scores.state_dict(),
+            "rarities": self._rarities.state_dict(),
             "n_seen": self._n_seen,
             "gap_s": self._gap_s,
             "since_s": self._since_s,
@@ -120,6 +109,7 @@ class Level:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self._counts = state["counts"].numpy().copy()
-        self._unit, self._n_seen, self._gap_s = state["unit"], state["n_seen"], state["gap_s"]
+        self._scores.load_state_dict(state["scores"])
+        self._rarities.load_state_dict(state["rarities"])
+        self._n_seen, self._gap_s = state["n_seen"], state["gap_s"]
         self._since_s, self._budget, self.held_back = state["since_s"], state["budget"], state["held_back"]

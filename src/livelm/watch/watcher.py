@@ -47,9 +47,9 @@ class Watcher:
 
     The score of a line or document is max(R, C) in bits. R is how rare the things about it are, its telling words and
     the usual words that it lacks: the mean over the rarest of them (`frequencies.rarest`) of -log2 of the share of
-    documents of which they are true, over the long past and of late. C is how far its bytes cost more than those of
-    such documents usually do (`expected.tail`). Groups: see `groups.Groups`. Everything is a function of the documents
-    alone, but for `per_day`, which needs to know when they came.
+    documents of which they are true, over the long past and of late; `level.Level.cap` bounds it. C is how far its
+    bytes cost more than those of such documents usually do (`expected.tail`). Groups: see `groups.Groups`. Everything
+    is a function of the documents alone, but for `per_day`, which needs to know when they came.
     """
 
     def __init__(self, settings: WatchSettings) -> None:
@@ -172,8 +172,8 @@ class Watcher:
         absences = {item: (bits + self._recent.absence(item)) / 2 for item, bits in self._long.absences(items).items()}
         rarity = rarest([*rarities.values(), *absences.values()])
         cost = tail(read.total - read.expected, read.deviation)
-        score, level = max(rarity, cost), self._levels["single"]
-        ceiling = self._ceiling
+        level, ceiling = self._levels["single"], self._ceiling
+        score = max(level.cap(rarity, ceiling), cost)
         threshold = level.threshold(ceiling)
         if level.is_alarm(score, threshold):
             top = sorted(items, key=lambda item: -rarities[item])[:LEAST_RARE]
@@ -192,7 +192,7 @@ class Watcher:
         self._name(items)
         self._long.add(items)
         self._recent.add(items)
-        level.count(score, ceiling)
+        level.count(score, rarity, ceiling)
 
     def _name(self, items: dict[int, bytes]) -> None:
         """Remember what the usual words are, and forget those that no longer are."""
@@ -213,9 +213,10 @@ class Watcher:
                 verdict, level = self._groups.judge(group), self._levels["group"]
                 enough = len(group.kinds) + len(group.pairs) >= LEAST_RARE
                 threshold = level.threshold(self._groups.ceiling)
-                if enough and level.is_alarm(verdict.score, threshold):
+                score = max(level.cap(verdict.rarity, self._groups.ceiling), verdict.cost)
+                if enough and level.is_alarm(score, threshold):
                     group.said = True
-                    yield self._group_record(read.part, group, verdict, threshold, closed=False)
+                    yield self._group_record(read.part, group, verdict, (score, threshold), closed=False)
         self._groups.keep_example(read.kind, read.part.text)
         for group in self._groups.surplus():
             yield from self._close(group)
@@ -233,17 +234,17 @@ class Watcher:
             group.shown.remove(min(group.shown, key=lambda line: line[0]))
 
     def _close(self, group: Group) -> Iterator[Record]:
-        level = self._levels["group"]
-        ceiling = self._groups.ceiling
-        verdict, threshold = self._groups.close(group), level.threshold(ceiling)
-        if not group.said and level.is_alarm(verdict.score, threshold):
-            yield self._group_record(None, group, verdict, threshold, closed=True)
-        level.count(verdict.score, ceiling)
+        level, ceiling = self._levels["group"], self._groups.ceiling
+        threshold, verdict = level.threshold(ceiling), self._groups.close(group)
+        score = max(level.cap(verdict.rarity, ceiling), verdict.cost)
+        if not group.said and level.is_alarm(score, threshold):
+            yield self._group_record(None, group, verdict, (score, threshold), closed=True)
+        level.count(score, verdict.rarity, ceiling)
 
     def _group_record(
-        self, part: Part | None, group: Group, verdict: Verdict, threshold: float | None, *, closed: bool
+        self, part: Part | None, group: Group, verdict: Verdict, found: tuple[float, float | None], *, closed: bool
     ) -> Record:
-        scores = {"score": verdict.score, "threshold": threshold, "rarity": verdict.rarity, "cost": verdict.cost}
+        scores = {"score": found[0], "threshold": found[1], "rarity": verdict.rarity, "cost": verdict.cost}
         shown = sorted(group.shown, key=lambda line: line[1])
         return self._record(
             part,

@@ -54,7 +54,9 @@ class Webhook:
         self._thread.start()
 
     def take(self, record: Record) -> None:
-        """Queue a record; never waits."""
+        """Queue a record, unless it only sums up; never waits."""
+        if record.get("kind") == "watched":
+            return
         body = json.dumps(record, allow_nan=False).encode()
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
