@@ -289,6 +289,7 @@ def watch(
         str, typer.Option(metavar="REGEX", help=r"Score lines with the same key as one: 'blk_-?\d+'.")
     ] = "",
     groups: Annotated[int, typer.Option(help="Groups open at once; the longest untouched is closed.")] = 10_000,
+    idle: Annotated[int, typer.Option(help="A group is closed so many lines after its last.")] = 100_000,
     burn_in: Annotated[int, typer.Option(help="Documents that only teach what is usual.")] = 200,
     webhook: Annotated[str, typer.Option(metavar="URL", help="Also send surprises and drift there, as JSON.")] = "",
     changes: Set = [],  # noqa: B006 - typer reads it
@@ -297,7 +298,8 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Say what is surprising in a stream as it comes, at the rate of alarms you ask for."""
-    asked = {"rate": rate, "per_day": per_day, "by": by, "group_by": group_by, "groups": groups, "burn_in": burn_in}
+    asked = {"rate": rate, "per_day": per_day, "by": by, "group_by": group_by, "groups": groups}
+    asked |= {"idle": idle, "burn_in": burn_in}
     settings = validate(WatchSettings, asked, "watch")
     limit, stop = parse_budget(budget), Stop()
     sender = Webhook(webhook) if webhook else None

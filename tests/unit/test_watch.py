@@ -297,13 +297,13 @@ def test_the_costliest_words_are_marked() -> None:
 
 def close_one(groups: Groups, kinds: list[int], key: bytes = b"k") -> float:
     for kind in kinds:
-        group, _ = groups.add(key, kind)
+        group, _ = groups.add(key, kind, 0)
     (group,) = groups.drain()
     return groups.close(group).rarity
 
 
 def test_groups_that_lack_an_end_or_have_something_new_or_another_order_stand_out() -> None:
-    groups, r = Groups(10, 1e9, 4096), random.Random(0)
+    groups, r = Groups(10, 1000, 1e9, 4096), random.Random(0)
     a, b, c, d, e = (join(i) for i in range(5))
     usual = [close_one(groups, [a, *r.choice(([b, c], [c, b], [b, b, c])), d]) for _ in range(500)][100:]
     for odd in ([a, b], [a, b, c, e, d], [a, d, b, c], [d]):
@@ -311,12 +311,13 @@ def test_groups_that_lack_an_end_or_have_something_new_or_another_order_stand_ou
 
 
 def test_the_group_untouched_for_longest_is_closed_and_memory_is_bounded() -> None:
-    groups = Groups(3, 1e9, 4096)
-    for key in (b"a", b"b", b"c", b"a", b"d"):
-        groups.add(key, 5)
-    assert [group.key for group in groups.surplus()] == [b"b"]
+    groups = Groups(3, 1000, 1e9, 4096)
+    for line, key in enumerate((b"a", b"b", b"c", b"a", b"d")):
+        groups.add(key, 5, line)
+    assert [group.key for group in groups.surplus(5)] == [b"b"]
+    assert [group.key for group in groups.surplus(1003)] == [b"c", b"a"], "idle for a thousand lines"
     for i in range(5000):
-        group, _ = groups.add(b"a", join(i))
+        group, _ = groups.add(b"a", join(i), 1004)
         groups.keep_example(join(i), b"x" * 10_000)
     assert len(group.kinds) <= 512
     assert len(group.pairs) <= 513
@@ -418,6 +419,7 @@ def test_groups_of_lines_are_one_document_and_lines_without_a_key_are_their_own(
     assert worst["group"] == "250"
     assert any("end job" in text for text in worst["missing"])
     assert worst["n_lines"] == 2
+    assert groups[-1]["lines"][-1]["text"].startswith("end job")
     assert len([record for record in found if "group" not in record]) == lines.count(b"cron tick\n")
 
 

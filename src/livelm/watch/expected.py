@@ -43,6 +43,10 @@ class Expectation:
         expected = share * mean + (1 - share) * mean_all
         return Judged(expected * n_bytes, math.sqrt(max(joined, LEAST_VARIANCE)) * n_bytes)
 
+    def rarity(self, kind: int) -> float:
+        """Bits: -log2 of the share of documents that were of this kind."""
+        return math.log2((self._all[0] + 1) / (self._kinds.get(kind, (0.0,))[0] + 0.5))
+
     def learn(self, kind: int, n_bytes: int, bits: float) -> None:
         """Take what a document cost."""
         cost = bits / n_bytes

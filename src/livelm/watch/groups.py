@@ -31,12 +31,12 @@ class Group:
     variance: float = 0.0
     last: int = BEGIN
     """The kind of its last line."""
-    before: int = BEGIN
-    """The kind of the one before that."""
     kinds: dict[int, None] = field(default_factory=dict)
     pairs: dict[int, None] = field(default_factory=dict)
     shown: list[list[Any]] = field(default_factory=list)
     """[rarity, line number in the group, text, spans] of its most surprising lines."""
+    touched: int = 0
+    """Which line of the stream its last one was."""
     said: bool = False
     """Whether it was an alarm already."""
 
@@ -59,8 +59,8 @@ class Groups:
     A kind of line is its telling words in their order. Groups are counted when they close: score first.
     """
 
-    def __init__(self, max_open: int, half_life: float, max_items: int) -> None:
-        self._max_open = max_open
+    def __init__(self, max_open: int, idle: int, half_life: float, max_items: int) -> None:
+        self._max_open, self._idle = max_open, idle
         self._open: OrderedDict[bytes, Group] = OrderedDict()
         self._kinds, self._pairs = Frequencies(half_life, max_items), Frequencies(half_life, max_items)
         self._examples: OrderedDict[int, str] = OrderedDict()
@@ -73,8 +73,8 @@ class Groups:
         """Bits of what no group ever had."""
         return self._kinds.ceiling
 
-    def add(self, key: bytes, kind: int) -> tuple[Group, bool]:
-        """The group of a line of this kind, and whether the line brings something new about it."""
+    def add(self, key: bytes, kind: int, line: int) -> tuple[Group, bool]:
+        """The group of a line (its number) of this kind, and whether the line brings something new about it."""
         group = self._open.pop(key, None) or Group(key)
         self._open[key] = group  # put back last: ordered by last touch
         pair = join(group.last, kind)
@@ -83,7 +83,7 @@ class Groups:
             group.kinds[kind] = None
         if len(group.pairs) < MAX_ITEMS:
             group.pairs[pair] = None
-        group.before, group.last, group.n_lines = group.last, kind, group.n_lines + 1
+        group.last, group.n_lines, group.touched = kind, group.n_lines + 1, line
         return group, is_new
 
     def keep_example(self, kind: int, text: bytes) -> None:
@@ -99,17 +99,19 @@ class Groups:
         """A line of this kind; empty if none is remembered."""
         return self._examples.get(kind, "")
 
-    def novelty(self, kind: int, pair_with: int) -> float:
-        """How rare a kind, or its following on another, is among groups: the larger of both, in bits."""
-        return max(self._kinds.rarity(kind), self._pairs.rarity(join(pair_with, kind)))
-
     def judge(self, group: Group) -> Verdict:
         """What is surprising about an open group so far."""
         return self._verdict(group, {})
 
-    def surplus(self) -> list[Group]:
-        """The groups that must be closed, touched longest ago first."""
-        return [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self._max_open)]
+    def surplus(self, line: int) -> list[Group]:
+        """The groups that must be closed at this line, touched longest ago first."""
+        found = []
+        while self._open:
+            oldest = next(iter(self._open.values()))
+            if len(self._open) <= self._max_open and line - oldest.touched < self._idle:
+                break
+            found.append(self._open.pop(oldest.key))
+        return found
 
     def drain(self) -> list[Group]:
         """All open groups, oldest first: the stream has ended."""

@@ -25,6 +25,8 @@ class WatchSettings(Settings):
     """A regular expression for the key of a line; lines with the same key are one document."""
     groups: int = Field(default=10_000, ge=1, le=1_000_000)
     """Groups that are open at once at most; the one touched longest ago is closed."""
+    idle: int = Field(default=100_000, ge=1)
+    """A group is also closed when so many lines came since it was touched."""
     burn_in: int = Field(default=200, ge=0)
     """Documents (lines, or closed groups) that only teach what is usual."""
     half_life: float = Field(default=200_000, ge=100)

@@ -60,7 +60,7 @@ class Watcher:
         self._recent = Frequencies(settings.recent, settings.items)
         self._names: dict[int, bytes] = {}  # what the usual words are, to say which one is missing
         self._expectation = Expectation()
-        self._groups = Groups(settings.groups, settings.half_life, settings.items)
+        self._groups = Groups(settings.groups, settings.idle, settings.half_life, settings.items)
         self._drift = Drift(settings.window_bytes)
         self._levels = {"single": Level(settings), "group": Level(settings)}
         self.n_documents = 0
@@ -203,7 +203,7 @@ class Watcher:
 
     def _take_line(self, read: Read, keys: list[bytes]) -> Iterator[Record]:
         for key in keys:
-            group, is_new = self._groups.add(key, read.kind)
+            group, is_new = self._groups.add(key, read.kind, self.n_documents)
             group.bits += read.total
             group.expected += read.expected
             group.variance += read.deviation**2
@@ -218,14 +218,13 @@ class Watcher:
                     group.said = True
                     yield self._group_record(read.part, group, verdict, (score, threshold), closed=False)
         self._groups.keep_example(read.kind, read.part.text)
-        for group in self._groups.surplus():
+        for group in self._groups.surplus(self.n_documents):
             yield from self._close(group)
 
     def _keep_line(self, group: Group, read: Read) -> None:
         """Keep the line to be shown if it is among the most surprising of its group."""
-        novelty = round(
-            self._groups.novelty(read.kind, group.before) + tail(read.total - read.expected, read.deviation), 3
-        )
+        costly = tail(read.total - read.expected, read.deviation)
+        novelty = round(self._expectation.rarity(read.kind) + costly, 3)
         if len(group.shown) >= MAX_SHOWN and novelty <= min(line[0] for line in group.shown):
             return
         text, spans = _excerpt(read.part.text, costliest(read.part.text, read.bits), MAX_LINE_BYTES)
