@@ -42,19 +42,8 @@ def test_verbs_and_their_options() -> None:
         "generate": {"--prompt", "--bytes", "--temperature", "--seed", "--json"},
         "crawl": {"--contact", "--for", "--json", "--out", "--set", "--to"},
         "watch": {
-            *(
-                "--burn-in",
-                "--by",
-                "--for",
-                "--group-by",
-                "--groups",
-                "--json",
-                "--out",
-                "--per-day",
-                "--rate",
-                "--set",
-            ),
-            "--webhook",
+            *("--burn-in", "--by", "--for", "--group-by", "--groups", "--idle", "--json", "--out", "--per-day"),
+            *("--rate", "--set", "--webhook"),
         },
         "doctor": {"--json"},
     }
