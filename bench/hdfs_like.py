@@ -1,9 +1,10 @@
 """A stream of lines like those of a distributed file system's log, with planted anomalies: blocks that are written,
 read, replicated and deleted, many at once, their lines interleaved.
 
-The messages are those that Hadoop 0.18 writes; how often which course is taken follows what is published about the HDFS
-log of Xu et al. (2009, "Detecting large-scale system problems by mining console logs"): 2.9 % of blocks are anomalous,
-nearly half of these because their writing broke off, a third because they were deleted twice or while unknown.
+The messages are those that Hadoop 0.18 writes. The courses, and how often each is taken, were made by eye after public
+sequences of the HDFS log of Xu et al. (2009, "Detecting large-scale system problems by mining console logs"): 2.9 % of
+blocks are anomalous, nearly half of these because their writing broke off, a third because they were deleted twice or
+while unknown. No line of that log is in here. What a detector reaches on this says little about the real one.
 """
 
 import random
