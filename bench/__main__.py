@@ -22,6 +22,7 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.gate", str(SHAKESPEARE), "--keep"], SHAKESPEARE),
     (["bench.gate", str(SHAKESPEARE), "--kinds", "line", "--gate", "low", "--keep"], SHAKESPEARE),
     (["bench.looped", "switches", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-switches"], SHAKESPEARE),
+    (["bench.watch", "--blocks", "1200", "--keep"], DATA / "logs" / "BGL" / "BGL_2k.log"),
     (["bench.efficiency", "--keep"], None),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),

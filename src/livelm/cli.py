@@ -39,6 +39,11 @@ from livelm.telemetry.graded import MAX_BYTES
 from livelm.telemetry.progress import CrawlJson, CrawlLines, CrawlScreen
 from livelm.telemetry.terminal import JsonView, LiveView, PlainView
 from livelm.tokenize.decoder import Decoder
+from livelm.watch.run import open_watch, run_watch
+from livelm.watch.settings import WatchSettings
+from livelm.watch.show import JsonView as WatchJson
+from livelm.watch.show import TextView as WatchText
+from livelm.watch.webhook import Webhook
 
 app = typer.Typer(
     name="livelm",
@@ -271,6 +276,46 @@ def crawl(
             view.take(said)
             if stop.reason is not None:
                 break
+
+
+@app.command()
+def watch(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="A file, tail:FILE, - or any other source.")
+    ],
+    rate: Annotated[float, typer.Option(help="The share of documents that may be alarms; 1: say every one.")] = 0.001,
+    per_day: Annotated[float | None, typer.Option(help="So many alarms per day instead; for live streams.")] = None,
+    by: Annotated[str, typer.Option(help="What is scored: line, document, or auto (by the source).")] = "auto",
+    group_by: Annotated[
+        str, typer.Option(metavar="REGEX", help=r"Score lines with the same key as one: 'blk_-?\d+'.")
+    ] = "",
+    groups: Annotated[int, typer.Option(help="Groups open at once; the longest untouched is closed.")] = 10_000,
+    idle: Annotated[int, typer.Option(help="A group is closed so many lines after its last.")] = 100_000,
+    burn_in: Annotated[int, typer.Option(help="Documents that only teach what is usual.")] = 200,
+    webhook: Annotated[str, typer.Option(metavar="URL", help="Also send surprises and drift there, as JSON.")] = "",
+    changes: Set = [],  # noqa: B006 - typer reads it
+    budget: For = "",
+    out: Annotated[Path | None, typer.Option(help="Keep all there; the same command then goes on, exactly.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is surprising in a stream as it comes, at the rate of alarms you ask for."""
+    asked = {"rate": rate, "per_day": per_day, "by": by, "group_by": group_by, "groups": groups}
+    asked |= {"idle": idle, "burn_in": burn_in}
+    settings = validate(WatchSettings, asked, "watch")
+    limit, stop = parse_budget(budget), Stop()
+    sender = Webhook(webhook) if webhook else None
+    watched = open_watch(_absolute(sources), load_recipe(None, "tiny", changes), settings, out, limit, stop)
+    stop.install()
+    view = WatchJson() if as_json else WatchText()
+    try:
+        run_watch(watched, [view] if sender is None else [view, sender])
+    finally:
+        if sender is not None:
+            sender.close()
+            if sender.dropped:
+                typer.echo(
+                    f"livelm: {sender.dropped} records were not delivered to {webhook}: {sender.trouble}", err=True
+                )
 
 
 @app.command()

@@ -133,7 +133,7 @@ def test_a_command_in_the_docs_works(
     for source in sources:
         prepare(tmp_path, source)
     words = [inside_uri(tmp_path, word) for word in line.words]
-    if verb in ("run", "fork", "eval", "resume"):
+    if verb in ("run", "fork", "eval", "resume", "watch"):
         words += LIMIT
     if verb == "run" and not given["inputs"][0].endswith(".toml"):
         words += TINY

@@ -16,7 +16,7 @@ FLOORS = [
     {"evaluate"},
     {"serve", "scale"},
     {"folder", "parts", "session", "run"},
-    {"compare"},
+    {"compare", "watch"},
     {"doctor", "cli", "__main__"},
 ]
 # the files of the loop build on one another in this order, as do the two below; elsewhere siblings never meet

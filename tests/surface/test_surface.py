@@ -42,6 +42,10 @@ def test_verbs_and_their_options() -> None:
         "eval": {"--for", "--threads", "--json"},
         "generate": {"--prompt", "--bytes", "--temperature", "--seed", "--json"},
         "crawl": {"--contact", "--for", "--json", "--out", "--set", "--to"},
+        "watch": {
+            *("--burn-in", "--by", "--for", "--group-by", "--groups", "--idle", "--json", "--out", "--per-day"),
+            *("--rate", "--set", "--webhook"),
+        },
         "doctor": {"--json"},
     }
 
@@ -136,6 +140,32 @@ FIELDS = {
     "stopped": {"at_s", "kind", "reason"},
 }  # fmt: skip
 ALWAYS = {"run", "document", "scored", "update", "spans", "baseline", "saved", "resumed", "stopped"}
+
+
+WATCHED = {
+    "surprise": {
+        "bits", "bits_per_byte", "cost", "document", "excess", "id", "kind", "line", "missing", "n_bytes", "rare",
+        "rarity", "score", "spans", "surprise", "text", "threshold",
+    },
+    "group": {
+        "bits", "bits_per_byte", "closed", "cost", "document", "excess", "group", "kind", "lines", "missing", "n_bytes",
+        "n_lines", "rarity", "score", "surprise", "threshold",
+    },
+    "drift": {"before", "direction", "document", "kind", "n_windows", "now", "signal"},
+    "watched": {
+        "bits_per_byte", "documents", "held_back", "kind", "n_bytes", "open_groups", "reason", "surprises", "threshold",
+    },
+}  # fmt: skip
+
+
+def test_watch_records(tmp_path: Path, livelm_command: "Command") -> None:
+    noise = "".join(f"{i * i % 9973:x} {i * 7919 % 104729:x}\n" for i in range(2000))
+    (tmp_path / "a.log").write_text("job=1 began\njob=2 began\nno key\n" * 1200 + noise)
+    out = livelm_command("watch", tmp_path / "a.log", "--json", "--rate", "1", "--group-by", "job=.").stdout
+    found: dict[str, set[str]] = {}
+    for record in map(json.loads, out.splitlines()):
+        found.setdefault("group" if "group" in record else record["kind"], set()).update(record)
+    assert found == WATCHED
 
 
 @pytest.fixture(scope="module")
