@@ -141,7 +141,7 @@ def test_the_documents_of_real_sources_arrive_whole_and_resume(tmp_path: Path) -
 @pytest.mark.parametrize("replayable", [True, False])
 def test_an_endless_document_is_cut_so_that_the_others_have_their_turn(replayable: bool) -> None:
     endless = Counting("endless", 10, 1, pieces=100_000, replayable=replayable)
-    found = some(mix(endless, Counting("b", 10, None), turn_bytes=50), None, 300 if replayable else 3000)
+    found = some(mix(endless, Counting("b", 10, None), turn_bytes=50), None, 300 if replayable else 900)
     check_pieces(found)
     # whole, it would leave nothing to others; what cannot be read again is read by threads, which take turns as ready
     assert n_bytes(found, "b") > (1000 if replayable else 100)
