@@ -16,7 +16,7 @@ from livelm.errors import RunError, StorageError
 from livelm.evaluate.intervals import LEVEL, t_quantile
 from livelm.evaluate.report import same_stream, shared_bytes
 from livelm.telemetry.fold import CurvePoint, Fold
-from livelm.telemetry.frame import NAMES, about, amount, bits, printable, ratio
+from livelm.telemetry.frame import NAMES, about, amount, bits, learners, printable, ratio
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PINK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -155,7 +155,7 @@ def _band(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[Any, Any, Any]
 
 
 def _sentence(fold: Fold) -> str:
-    name = fold.recipe("model", "name") or "the run"
+    name = learners(fold) or "the run"
     said = f"{name}: {bits(fold.bits_per_byte)} bits per byte over {amount(fold.n_bytes, 'B')}"
     n = fold.baselines_n_bytes
     if n is None or n not in fold.ours_at:

@@ -83,13 +83,17 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def learners(fold: Fold) -> str:
+    """What learns: `counts and transformer`; empty before the first record."""
+    names = [fold.recipe(part, "name") for part in ("memory", "model")]
+    return " and ".join(str(name) for name in names if name not in (None, "none"))
+
+
 def about(fold: Fold) -> str:
     """What runs: model, parameters and stream. Foreign text: clean it before it meets a terminal."""
     run = fold.run or {}
     n = run.get("n_parameters")
-    names = [fold.recipe(part, "name") for part in ("memory", "model")]
-    learners = " and ".join(str(name) for name in names if name not in (None, "none"))
-    parts = [learners, f"{amount(n)} parameters" if n else None, run.get("stream")]
+    parts = [learners(fold), f"{amount(n)} parameters" if n else None, run.get("stream")]
     return ", ".join(str(p) for p in parts if p) or "waiting for the first record"
 
 
