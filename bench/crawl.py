@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import fastokens
+import fastokens  # type: ignore[import-not-found]  # of the extra `bench`
 import uvloop
 
 from bench.record import keep

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,7 +47,7 @@ class Grim:
     def __init__(self, n: int) -> None:
         self.left = n
 
-    def take(self, record: dict[str, Any]) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Watch:
         self.fold = Fold()
         self.scored: list[tuple[float, int]] = []
 
-    def take(self, record: dict[str, Any]) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         self.fold.take(record)
         if record["kind"] == "scored":
             self.scored.append((record["bits"], record["n_tokens"]))

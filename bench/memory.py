@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Memory:
         self.n_bytes = 0
         self.samples: list[tuple[int, int]] = []
 
-    def take(self, record: dict[str, Any]) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "scored":
             self.n_bytes += record["n_bytes"]
         if record["kind"] == "memory":

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ class Watch:
     """Keeps record 0, and what each batch cost."""
 
     def __init__(self) -> None:
-        self.first: dict[str, Any] = {}
+        self.first: Mapping[str, Any] = {}
         self.scored: list[tuple[float, int]] = []
 
-    def take(self, record: dict[str, Any]) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "run":
             self.first = record
         if record["kind"] == "scored":

@@ -74,7 +74,7 @@ def run_plain(n_updates: int) -> tuple[float, float]:
     return statistics.median(clock.ms["update"][CONTEXT // T :]), losses[0]
 
 
-def run_ours(n_updates: int, every: int, least: float) -> tuple[dict[str, float], float]:
+def run_ours(n_updates: int, every: int) -> tuple[dict[str, float], float]:
     """Median milliseconds of each piece, first loss. The pass over all rows counts with 1/every of its time."""
     model = build_trunk(1)
     table = TokenTable(V, D, std=1 / D, scale=D**0.5, dtype=table_type())
@@ -82,7 +82,7 @@ def run_ours(n_updates: int, every: int, least: float) -> tuple[dict[str, float]
     assert sum(p.numel() for p in model.parameters()) == N_PARAMETERS
     trunk = [p for p in model.parameters() if p is not table.weight]
     optimizer = torch.optim.AdamW(trunk, lr=1e-3, weight_decay=0.0, fused=True)
-    table_optimizer = DeferredAdagrad([{"params": [table.weight], "lr": 0.02}], every=every, least=least)
+    table_optimizer = DeferredAdagrad([{"params": [table.weight], "lr": 0.02}], every=every)
     clock, state, losses = Clock(), model.init_state(1), []
     for index, (tokens, starts, targets) in enumerate(batches(n_updates)):
         with clock.piece("trunk forward"):
@@ -148,13 +148,12 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=96)
     parser.add_argument("--plain-updates", type=int, default=24)
     parser.add_argument("--every", type=int, default=16, help="updates between passes over all rows")
-    parser.add_argument("--least", type=float, default=0.0, help="probability of a row that learns in the pass")
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     machine = limits()
     limit = limit_ms(machine)
-    pieces, ours_loss = run_ours(arguments.updates, arguments.every, arguments.least)
+    pieces, ours_loss = run_ours(arguments.updates, arguments.every)
     plain_ms, plain_loss = run_plain(arguments.plain_updates)
     ours_ms, least_ms = sum(pieces.values()), sum(limit.values())
     print(f"threads {arguments.threads}: " + ", ".join(f"{n} {rate:.0f}" for n, rate in machine.items()))

@@ -1,7 +1,13 @@
 """livelm: small language models that learn from live streams, graded before they learn."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# After each operation of torch the workers of OpenMP spin for milliseconds, on a core that the feed, the sources and
+# the walk over a large table (`models.ops.softmax_walk`, a quarter slower beside them) can use. This is long enough
+# for the next operation of a model to find them awake. OpenMP reads it when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from livelm.config import Recipe, Settings, load_recipe

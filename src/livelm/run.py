@@ -21,7 +21,7 @@ from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
 from livelm.telemetry.journal import Journal
 from livelm.telemetry.records import document_records, scored_record, update_record
-from livelm.telemetry.terminal import View
+from livelm.telemetry.terminal import Listener
 from livelm.types import Keeping, Record, Source
 
 
@@ -51,7 +51,7 @@ def learn(session: Session) -> Iterator[Record]:
             yield s.save()
 
 
-def run_session(session: Session, views: Sequence[View]) -> None:
+def run_session(session: Session, views: Sequence[Listener]) -> None:
     """Drive the loop to its end: every record goes into the journal, then to the views.
 
     Whatever ends it (the stream, the budget, a signal, a broken source, a view whose reader is gone), what was

@@ -22,12 +22,16 @@ PLAIN_EVERY_S = 10.0
 _LAST_FRAME = 30  # lines that stay on the screen when the run is over
 
 
-class View(Protocol):
-    """Something that shows the records of a run while they are made; a context manager."""
+class Listener(Protocol):
+    """Something that is told the records of a run while they are made."""
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """Show one record."""
+        """Take one record; soon, for the run waits."""
         ...
+
+
+class View(Listener, Protocol):
+    """A listener that shows them; a context manager."""
 
     def __enter__(self) -> Self: ...
 

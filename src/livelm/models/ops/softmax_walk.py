@@ -1,15 +1,16 @@
-"""The softmax over a large float32 table and what it sends back, in one walk over the table by all threads."""
+"""The softmax over a large table and what it sends back, in one walk over the table by all threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from livelm.models.ops.tiles import HIGHEST, N_TOKENS, walk
+from livelm.models.ops.tiles import HIGHEST, N_TOKENS, PAIRS, walk, walk_pairs
 
 SLICE_ROWS = 8064
 """Rows of one task, of which idle threads take the next: 16 for 128,256. Sums are added in the order of the table,
@@ -21,13 +22,19 @@ class Walked:
     """What one walk over a (V, D) table found for N hidden states."""
 
     exps: Float[Tensor, "N V"]
-    """e^(h W' - shift), a view of (V, N) memory. Below e^-87 it is that."""
+    """e^(h W' - shift) in the type of the table, a view of (V, N) memory. Below e^-87 it is that."""
     totals: Float[Tensor, " N"]
-    """Their sums over V."""
+    """Their sums over V, of what they were rounded to."""
     shift: Float[Tensor, " N"]
     """What was taken off the scores: as asked, or the greatest score where that is much higher."""
     back: Float[Tensor, "N D"] | None
     """exps W, if asked for."""
+
+
+def walkable(weight: Float[Tensor, "V D"]) -> bool:
+    """Whether this machine has a compiled walk for a table of this type, place and width."""
+    pairs = weight.dtype == torch.bfloat16 and PAIRS and weight.shape[1] % 2 == 0
+    return weight.is_cpu and (weight.dtype == torch.float32 or pairs)
 
 
 def softmax_walk(
@@ -38,10 +45,11 @@ def softmax_walk(
     *,
     back: bool,
 ) -> Walked:
-    """Score h against every row, and multiply the exponentials back if `back`; float32, on the CPU.
+    """Score h against every row, and multiply the exponentials back if `back`, for a table that is `walkable`.
 
-    `shift` is any score of each state, such as that of its target. `spare` holds `exps` of earlier walks that nobody
-    reads any more; one of this size is taken and written over, because new memory is paid for in page faults.
+    Sums are float32; h comes in the type of the table, and exponentials are rounded to it. `shift` is any score of
+    each state, such as that of its target. `spare` holds `exps` of earlier walks that nobody reads any more; one that
+    fits is taken and written over, because new memory is paid for in page faults.
     """
     found, highest = _walk(h, weight, shift, spare, back)
     if (highest > HIGHEST).any():  # nothing but an untrained or a broken model is that far off
@@ -52,7 +60,7 @@ def softmax_walk(
 def softmax_walk_reference(
     h: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], shift: Float[Tensor, " N"]
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, " N"], Float[Tensor, "N D"]]:
-    """exps, totals and back, product by product: the slow twin."""
+    """exps, totals and back, product by product: the slow twin, in the type that it is given."""
     exps = (h @ weight.T - shift[:, None]).exp()
     return exps, exps.sum(dim=1), exps @ weight
 
@@ -60,18 +68,20 @@ def softmax_walk_reference(
 def _walk(h: Tensor, weight: Tensor, shift: Tensor, spare: list[Tensor], back: bool) -> tuple[Walked, Tensor]:
     n, n_rows, d = len(h), *weight.shape
     n_padded = -(-n // N_TOKENS) * N_TOKENS
-    padded = F.pad(h, (0, 0, 0, n_padded - n))
-    panels = padded.view(-1, N_TOKENS, d).transpose(1, 2).contiguous()
-    exps = _take(spare, n_padded, n_rows)
+    pairs = weight.dtype == torch.bfloat16
+    words = F.pad(h, (0, 0, 0, n_padded - n)).view(torch.float32 if pairs else h.dtype)  # 32 bits: two of bfloat16
+    panels = words.view(-1, N_TOKENS, words.shape[1]).transpose(1, 2).contiguous()
+    exps = _take(spare, (n_rows, n_padded), weight.dtype)
     starts = range(0, n_rows, SLICE_ROWS)
     totals = torch.empty(len(starts), n_padded, dtype=torch.float64)
     highest = torch.empty(len(starts), n_padded)
     backs = torch.empty(len(starts), d if back else 0, n_padded)
-    fixed = [x.detach().numpy() for x in (weight, panels, F.pad(shift, (0, n_padded - n)), exps)]
+    fixed = [_array(x) for x in (weight, panels, F.pad(shift, (0, n_padded - n)), exps)]
     found = [x.numpy() for x in (totals, highest, backs)]
+    one_walk = walk_pairs if pairs else walk
 
     def task(i: int) -> None:
-        walk(*fixed, starts[i], min(starts[i] + SLICE_ROWS, n_rows), *(x[i] for x in found))
+        one_walk(*fixed, starts[i], min(starts[i] + SLICE_ROWS, n_rows), *(x[i] for x in found))
 
     n_threads = min(torch.get_num_threads(), len(starts))
     if n_threads == 1:
@@ -84,13 +94,19 @@ def _walk(h: Tensor, weight: Tensor, shift: Tensor, spare: list[Tensor], back: b
     return walked, highest.amax(dim=0)[:n]
 
 
-def _take(spare: list[Tensor], n_tokens: int, n_rows: int) -> Tensor:
-    """(V, N) memory: that of a spare tensor, if one has the size."""
+def _take(spare: list[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """(V, N) memory: that of a spare tensor, if one fits."""
     while spare:
         memory = spare.pop().T
-        if memory.shape == (n_rows, n_tokens) and memory.is_contiguous():
+        if memory.shape == shape and memory.dtype == dtype and memory.is_contiguous():
             return memory
-    return torch.empty(n_rows, n_tokens)
+    return torch.empty(shape, dtype=dtype)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """The same memory for numba, which has no bfloat16: its bits."""
+    x = x.detach()
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 @cache

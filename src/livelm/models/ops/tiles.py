@@ -3,6 +3,8 @@
 A BLAS packs the table anew for every product and reads it twice; with 32 tokens per update that packing, and not the
 arithmetic, is what its time goes to (40 % of the processor's peak). Here some rows of the table are read once, scored,
 exponentiated and multiplied back while they are in the cache, on one AVX2 core at about 80 % of the peak.
+
+Tables of bfloat16 are multiplied in pairs of numbers, where the processor has an instruction for that.
 """
 
 from collections.abc import Callable
@@ -20,8 +22,11 @@ Builder: TypeAlias = Any  # llvmlite's have no types
 Value: TypeAlias = Any
 _intrinsic: Any = intrinsic  # and its stubs do not know that the typing context is passed by itself
 
-LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 8
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+LANES = 16 if _FEATURES.get("avx512f", False) else 8
 """float32 numbers in a vector; where a register holds fewer (NEON, SSE), the compiler splits it."""
+PAIRS = LANES == 16 and bool(_FEATURES.get("avx512bf16", False))
+"""Whether the processor multiplies pairs of bfloat16 into float32 sums (vdpbf16ps)."""
 N_TOKENS = 2 * LANES
 """Tokens of a tile. With 6 rows it has 12 sums, which 16 registers hold beside what is multiplied."""
 ROWS_AT_ONCE = 96
@@ -39,8 +44,8 @@ def _at(builder: Builder, address: Value, offset: Value, kind: ir.Type) -> Value
     return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
 
 
-def _load(builder: Builder, address: Value, offset: Value) -> Value:
-    return builder.load(_at(builder, address, offset, _VECTOR), align=4)
+def _load(builder: Builder, address: Value, offset: Value, kind: ir.VectorType = _VECTOR) -> Value:
+    return builder.load(_at(builder, address, offset, kind), align=4)
 
 
 def _store(builder: Builder, value: Value, address: Value, offset: Value) -> None:
@@ -59,6 +64,13 @@ def _constant(value: float) -> ir.Constant:
 def _multiply_add(builder: Builder) -> Callable[..., Value]:
     function = _builtin(builder, "fmuladd", 3)  # two roundings where the processor has no fused one
     return lambda a, b, c: builder.call(function, [a, b, c])
+
+
+def _multiply_add_pairs(builder: Builder) -> Callable[..., Value]:
+    """c + a[2i] b[2i] + a[2i+1] b[2i+1] for bfloat16 numbers, two to a word."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR, _WORDS, _WORDS])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+    return lambda a, b, c: builder.call(function, [c, a, b])
 
 
 def _prefetch(builder: Builder, address: Value) -> None:
@@ -94,8 +106,9 @@ def _loop(
     return new
 
 
-def _tile(n_rows: int) -> Any:
-    """c[r, :N_TOKENS] += sum over k of a[r, k] b[k, :N_TOKENS] for `n_rows` rows."""
+def _tile(n_rows: int, *, pairs: bool = False) -> Any:
+    """c[r, :N_TOKENS] += sum over k of a[r, k] b[k, :N_TOKENS] for `n_rows` rows; words of two if `pairs`."""
+    number, vector = (_WORD, _WORDS) if pairs else (_FLOAT, _VECTOR)
 
     @_intrinsic
     def multiply(
@@ -118,7 +131,7 @@ def _tile(n_rows: int) -> Any:
 
         def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
             a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace = arguments
-            fma = _multiply_add(builder)
+            fma = _multiply_add_pairs(builder) if pairs else _multiply_add(builder)
             places = [
                 builder.add(builder.mul(c_row, _INT(r)), _INT(half * LANES)) for r in range(n_rows) for half in (0, 1)
             ]
@@ -127,10 +140,11 @@ def _tile(n_rows: int) -> Any:
             def step(k: Value, sums: list[Any]) -> list[Value]:
                 _prefetch(builder, builder.add(ahead, builder.mul(k, pace)))
                 of_a, of_b = builder.mul(k, a_step), builder.mul(k, b_step)
-                right = [_load(builder, b, builder.add(of_b, _INT(half * LANES))) for half in (0, 1)]
+                right = [_load(builder, b, builder.add(of_b, _INT(half * LANES)), vector) for half in (0, 1)]
                 new = []
                 for r in range(n_rows):
-                    left = _splat(builder, builder.load(_at(builder, a, builder.add(of_a, starts[r]), _FLOAT)))
+                    left = builder.load(_at(builder, a, builder.add(of_a, starts[r]), number))
+                    left = _splat(builder, left, vector)
                     new += [fma(left, right[half], sums[2 * r + half]) for half in (0, 1)]
                 return new
 
@@ -145,6 +159,8 @@ def _tile(n_rows: int) -> Any:
 
 
 _multiply_6, _multiply_4, _multiply_1 = _tile(6), _tile(4), _tile(1)
+# 32 registers hold 24 sums; without the instruction nothing calls these
+_multiply_12_pairs, _multiply_4_pairs, _multiply_1_pairs = (_tile(n, pairs=PAIRS) for n in (12, 4, 1))
 
 
 def _exponential(builder: Builder, x: Value) -> Value:
@@ -163,34 +179,52 @@ def _exponential(builder: Builder, x: Value) -> Value:
     return builder.fmul(p, power)
 
 
-@_intrinsic
-def _exponentiate(typing: Any, x: Any, x_row: Any, n: Any, sums: Any, highest: Any) -> Any:
-    """x <- e^x for n >= 1 rows of N_TOKENS; their sums go to `sums`, and `highest` takes the greatest x."""
+def _round_to_bfloat16(builder: Builder, x: Value) -> Value:
+    """The nearest number, ties to even, that bfloat16 has: for numbers, not for NaN."""
+    words = [ir.Constant(_WORDS, [_WORD(word)] * LANES) for word in (16, 1, 0x7FFF, 0xFFFF0000)]
+    bits = builder.bitcast(x, _WORDS)
+    even = builder.and_(builder.lshr(bits, words[0]), words[1])
+    return builder.bitcast(builder.and_(builder.add(builder.add(bits, even), words[2]), words[3]), _VECTOR)
 
-    def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        x, x_row, n, sums, highest = arguments
-        halves = [_INT(0), _INT(LANES)]
 
-        def step(row: Value, values: list[Any]) -> list[Value]:
-            totals, tops = [], []
+def _exponentiate_rows(*, rounded: bool) -> Any:
+    """x <- e^x, rounded to bfloat16 if `rounded`."""
+
+    @_intrinsic
+    def exponentiate(typing: Any, x: Any, x_row: Any, n: Any, sums: Any, highest: Any) -> Any:
+        """For n >= 1 rows of N_TOKENS; sums of what became of them go to `sums`; `highest` takes the greatest x."""
+
+        def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+            x, x_row, n, sums, highest = arguments
+            halves = [_INT(0), _INT(LANES)]
+
+            def step(row: Value, values: list[Any]) -> list[Value]:
+                totals, tops = [], []
+                for half in (0, 1):
+                    place = builder.add(builder.mul(row, x_row), halves[half])
+                    value = _load(builder, x, place)
+                    top = values[2 + half]
+                    tops.append(builder.select(builder.fcmp_ordered(">", value, top), value, top))
+                    value = _exponential(builder, value)
+                    if rounded:
+                        value = _round_to_bfloat16(builder, value)
+                    _store(builder, value, x, place)
+                    totals.append(builder.fadd(values[half], value))
+                return totals + tops
+
+            start = [_constant(0.0)] * 2 + [_load(builder, highest, half) for half in halves]
+            ended = _loop(builder, n, start, step)
             for half in (0, 1):
-                place = builder.add(builder.mul(row, x_row), halves[half])
-                value = _load(builder, x, place)
-                top = values[2 + half]
-                tops.append(builder.select(builder.fcmp_ordered(">", value, top), value, top))
-                value = _exponential(builder, value)
-                _store(builder, value, x, place)
-                totals.append(builder.fadd(values[half], value))
-            return totals + tops
+                _store(builder, ended[half], sums, halves[half])
+                _store(builder, ended[2 + half], highest, halves[half])
+            return context.get_dummy_value()
 
-        start = [_constant(0.0)] * 2 + [_load(builder, highest, half) for half in halves]
-        ended = _loop(builder, n, start, step)
-        for half in (0, 1):
-            _store(builder, ended[half], sums, halves[half])
-            _store(builder, ended[2 + half], highest, halves[half])
-        return context.get_dummy_value()
+        return types.void(*[types.intp] * 5), generate
 
-    return types.void(*[types.intp] * 5), generate
+    return exponentiate
+
+
+_exponentiate, _exponentiate_rounded = _exponentiate_rows(rounded=False), _exponentiate_rows(rounded=True)
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -257,3 +291,76 @@ def walk(weight, panels, shift, exps, first, last, totals, highest, back):  # ty
             for t in range(0, n, N_TOKENS):
                 out = e + 4 * (begin * n + t)
                 multiply(d, here, 1, d, out, n, n_rows, g + 4 * t, n, here, 0)
+
+
+@_compiled
+def multiply_pairs(n_rows, a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace):  # type: ignore[no-untyped-def]
+    """As `multiply` where a and b hold words of two bfloat16 numbers, and distances are in words."""
+    r = 0
+    while r + 12 <= n_rows:
+        here, there = a + 4 * r * a_row, c + 4 * r * c_row
+        _multiply_12_pairs(here, a_row, a_step, b, b_step, n, there, c_row, ahead + 4 * r * a_row, pace)
+        r += 12
+    while r + 4 <= n_rows:
+        _multiply_4_pairs(a + 4 * r * a_row, a_row, a_step, b, b_step, n, c + 4 * r * c_row, c_row, ahead, 0)
+        r += 4
+    while r < n_rows:
+        _multiply_1_pairs(a + 4 * r * a_row, a_row, a_step, b, b_step, n, c + 4 * r * c_row, c_row, ahead, 0)
+        r += 1
+
+
+@_compiled
+def walk_pairs(weight, panels, shift, exps, first, last, totals, highest, back):  # type: ignore[no-untyped-def]
+    """As `walk` for a table of bfloat16, with D even; the totals are those of the rounded exponentials.
+
+    weight (V, D) and exps (V, N) hold the bits as uint16; panels (N / N_TOKENS, D / 2, N_TOKENS) words of two
+    neighbouring numbers of h.
+    """
+    d, n = weight.shape[1], exps.shape[1]
+    half, row = d // 2, 2 * d
+    sums, scores = np.empty(n, np.float32), np.empty((ROWS_AT_ONCE, n), np.float32)
+    # what the gradient sums over are rows: here two of them share a word
+    words, bits = np.empty((ROWS_AT_ONCE // 2, n), np.uint32), scores.view(np.uint32)
+    table = np.empty((ROWS_AT_ONCE // 2, d), np.uint32)
+    p, e, s, h, g, w, u = (
+        panels.ctypes.data,
+        scores.ctypes.data,
+        sums.ctypes.data,
+        highest.ctypes.data,
+        back.ctypes.data,
+        words.ctypes.data,
+        table.ctypes.data,
+    )
+    share = 12 * row * N_TOKENS // n
+    back[:] = 0
+    totals[:] = 0
+    highest[:] = -np.inf
+    for begin in range(first, last, ROWS_AT_ONCE):
+        n_rows = min(ROWS_AT_ONCE, last - begin)
+        n_words = (n_rows + 1) // 2
+        here = weight.ctypes.data + row * begin
+        ahead = weight.ctypes.data + row * min(begin + ROWS_AT_ONCE, last)
+        for v in range(n_rows):
+            scores[v] = -shift
+        for t in range(0, n, N_TOKENS):
+            fetched = ahead + t // N_TOKENS * share
+            multiply_pairs(
+                n_rows, here, half, 1, p + 4 * t * half, N_TOKENS, half, e + 4 * t, n, fetched, share // half
+            )
+            _exponentiate_rounded(e + 4 * t, n, n_rows, s + 4 * t, h + 4 * t)
+        for t in range(n):
+            totals[t] += sums[t]
+        for v in range(n_rows):
+            for t in range(n):
+                exps[begin + v, t] = bits[v, t] >> 16
+        if back.shape[0]:
+            if n_rows % 2:
+                scores[n_rows] = 0
+            for i in range(n_words):
+                for t in range(n):
+                    words[i, t] = (bits[2 * i, t] >> 16) | bits[2 * i + 1, t]
+                above, below = begin + 2 * i, min(begin + 2 * i + 1, last - 1)  # an odd last row is multiplied by 0
+                for k in range(d):
+                    table[i, k] = np.uint32(weight[above, k]) | (np.uint32(weight[below, k]) << np.uint32(16))
+            for t in range(0, n, N_TOKENS):
+                multiply_pairs(d, u, 1, d, w + 4 * t, n, n_words, g + 4 * t, n, u, 0)

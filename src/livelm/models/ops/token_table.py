@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from livelm.models.ops.softmax_walk import softmax_walk
+from livelm.models.ops.softmax_walk import softmax_walk, walkable
 
 N_AT_ONCE = 128
 """Tokens per pass over the table: bounds what scoring a long text holds to this many rows of logits."""
 WALKED = 1 << 20
-"""Numbers in a float32 table from which on it is walked: a smaller one gains less than compiling the walk costs."""
+"""Numbers in a table from which on it is walked: a smaller one gains less than compiling the walk costs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +60,8 @@ class TokenTable(nn.Module):
     """Token embedding and tied output head in one (V, D) table, for vocabularies that dominate the model.
 
     In bfloat16 the products run on the CPU's bfloat16 units and read half the memory; sums over the vocabulary are
-    float32 throughout, and `optim.DeferredAdagrad` keeps the float32 master copy of the table. In float32 a large
-    table is walked once (`softmax_walk`) for scores and gradient of h together.
+    float32 throughout, and `optim.DeferredAdagrad` keeps the float32 master copy of the table. Where this machine
+    can, a large table is walked once (`softmax_walk`) for scores and gradient of h together.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TokenTable(nn.Module):
         """-ln softmax(h W')[target] over the whole vocabulary, float32; gradients reach h and `gradient_parts`."""
         rows, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
         pieces = zip(rows.split(N_AT_ONCE), flat.split(N_AT_ONCE), strict=True)
-        walked = self.weight.dtype == torch.float32 and self.weight.is_cpu and self.weight.numel() >= WALKED
+        walked = self.weight.numel() >= WALKED and walkable(self.weight)
         function = _WalkedNats if walked else _Nats
         scored = [function.apply(piece, self.weight, wanted) for piece, wanted in pieces]
         return torch.cat(scored).view(targets.shape)  # type: ignore[arg-type]
@@ -157,10 +157,11 @@ class _WalkedNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: nn.Parameter, targets: Tensor) -> Tensor:
         parts = gradient_parts(weight)
-        score = (h * weight[targets]).sum(dim=1)
-        walked = softmax_walk(h.contiguous(), weight, score, parts.spare, back=ctx.needs_input_grad[0])
+        rounded = h.to(weight.dtype).contiguous()
+        score = (rounded.float() * weight[targets].float()).sum(dim=1)
+        walked = softmax_walk(rounded, weight, score, parts.spare, back=ctx.needs_input_grad[0])
         target = score - walked.shift
-        total = (walked.totals - walked.exps.gather(1, targets[:, None])[:, 0]).clamp_(min=0) + target.exp()
+        total = (walked.totals - walked.exps.gather(1, targets[:, None])[:, 0].float()).clamp_(min=0) + target.exp()
         ctx.save_for_backward(h, weight, targets, walked.exps, total, walked.back)
         ctx.parts = parts
         return total.log() - target
@@ -171,9 +172,9 @@ class _WalkedNats(torch.autograd.Function):
         grad = grads[0][:, None]
         share = grad / total[:, None]
         if ctx.needs_input_grad[1]:
-            ctx.parts.products.append((exps, h * share))
+            ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
             ctx.parts.rows.append((targets, h * -grad))
-        return back * share - weight[targets] * grad if back is not None else None, None, None
+        return back * share - weight[targets].float() * grad if back is not None else None, None, None
 
 
 def _row_sums(x: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
