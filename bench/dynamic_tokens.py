@@ -1,0 +1,535 @@
+"""Do dynamic tokens (merges promoted online from what was already graded) learn a stream faster than plain bytes?
+
+Tokens: greedy longest match over the byte strings known so far. A pair of tokens that was emitted often enough in a
+window of the past becomes a token, after the update that graded its last occurrence; when all places are taken, the
+least recently used token that no other is made of gives way. So the segmentation follows from the stream alone, and
+bits of the segmentation that a reader could reproduce are an upper bound of -log2 p(bytes): an honest cost.
+
+Model: the transformer of the project. A merged token's rows, for reading and for predicting, come from a network over
+the rows of its two parts, recursively, plus an own part that starts at zero.
+
+`segment` says how many bytes a token stands for, which bounds the speed-up, beside an offline BPE of the same size.
+`race` gives every arm the same processor time of one thread, in short turns of one process, and says what it read and
+what that cost. Each seed begins elsewhere in the text. All arms have the same grid of rates and the same schedule.
+
+python -m bench.dynamic_tokens segment input.txt
+python -m bench.dynamic_tokens race input.txt --keep shakespeare
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from bench.record import keep
+from bench.worker import race
+from livelm.models.layers import linear, nats_of, silent_linear
+from livelm.models.ngrams import NgramEmbedding
+from livelm.models.transformer import Transformer
+from livelm.optim import set_rates
+from livelm.optim.adamw import AdamW
+from livelm.optim.schedules import InverseSqrt
+from livelm.types import LN_2
+
+MARK = 256
+N_FIXED = 257
+"""Bytes and the mark: tokens that are always there."""
+SIZES = {"n_layers": 2, "context": 128, "norm": "layer", "ngram_rows": 65_536}
+ORDERS = (2, 3, 4, 5, 6)
+SCHEDULE = InverseSqrt(warmup=100, hold=700)
+REFRESH_EVERY = 32
+"""Updates after which all composed rows are computed anew."""
+PILOT = 99
+"""The seed of the runs that choose the rate."""
+CHECKPOINTS = (100_000, 1_000_000)
+
+
+class Merges:
+    """The tokens known so far, and which one is next to come or go."""
+
+    def __init__(self, n_merges: int, threshold: int = 8, window: int = 16_384, longest: int = 32) -> None:
+        """At most `n_merges` beside the bytes, of at most `longest` bytes; a pair is promoted when it came
+        `threshold` times in the last `window` pairs, and a token gives way after as long without use."""
+        self.n_merges, self.threshold, self.window, self.longest = n_merges, threshold, window, longest
+        self.texts = [*(bytes([value]) for value in range(256)), b""]
+        self.parts: list[tuple[int, int]] = [(0, 0)] * N_FIXED
+        self.depths = [0] * N_FIXED
+        self.n_demoted = 0
+        self._ids = {text: i for i, text in enumerate(self.texts[:256])}
+        self._begins = Counter(self.texts[:256])  # how many tokens begin so: what the longest match walks along
+        self._n_wholes = [0] * N_FIXED  # how many tokens a token is a part of
+        self._used: OrderedDict[int, int] = OrderedDict()  # merged tokens and when they were last used, oldest first
+        self._clock = 0
+        self._pairs: deque[bytes] = deque()
+        self._counts: Counter[bytes] = Counter()
+        self._last: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def segment(self, text: bytes, at: int, n_tokens: int) -> tuple[list[int], int]:
+        """The next tokens (fewer at the end of the text) by longest match, and where they end. Changes nothing."""
+        ids, begins, tokens = self._ids, self._begins, []
+        while len(tokens) < n_tokens and at < len(text):
+            stop = at + 2
+            token, after = text[at], at + 1
+            while stop <= len(text) and (piece := text[at:stop]) in begins:
+                if (found := ids.get(piece)) is not None:
+                    token, after = found, stop
+                stop += 1
+            tokens.append(token)
+            at = after
+        return tokens, at
+
+    def observe(self, tokens: list[int]) -> list[int]:
+        """Learn from tokens that were graded; the numbers of the tokens that are new or mean something else now."""
+        changed = []
+        for token in tokens:
+            self._clock += 1
+            if token >= N_FIXED:
+                self._used[token] = self._clock
+                self._used.move_to_end(token)
+        for token in tokens:
+            if self._last is not None and (new := self._observe_pair(self._last, token)) is not None:
+                changed.append(new)
+            self._last = token
+        return changed
+
+    def _observe_pair(self, left: int, right: int) -> int | None:
+        text = self.texts[left] + self.texts[right]
+        self._pairs.append(text)
+        self._counts[text] += 1
+        if len(self._pairs) > self.window:
+            gone = self._pairs.popleft()
+            self._counts[gone] -= 1
+            if not self._counts[gone]:
+                del self._counts[gone]
+        if self._counts[text] < self.threshold or len(text) > self.longest or text in self._ids:
+            return None
+        return self._promote(left, right, text)
+
+    def _promote(self, left: int, right: int, text: bytes) -> int | None:
+        token = len(self.texts)
+        if token == N_FIXED + self.n_merges:
+            victim = self._victim({left, right})
+            if victim is None:
+                return None
+            token = self._demote(victim)
+        else:
+            for row in (self.texts, self.parts, self.depths, self._n_wholes):
+                row.append(None)  # type: ignore[arg-type]  # filled at once
+        self.texts[token], self.parts[token], self._n_wholes[token] = text, (left, right), 0
+        self.depths[token] = 1 + max(self.depths[left], self.depths[right])
+        for part in (left, right):
+            self._n_wholes[part] += 1
+        self._ids[text] = token
+        self._begins.update(text[:n] for n in range(1, len(text) + 1))
+        self._used[token] = self._clock
+        return token
+
+    def _victim(self, spared: set[int]) -> int | None:
+        for token, used in self._used.items():
+            if used > self._clock - self.window:
+                return None
+            if not self._n_wholes[token] and token not in spared:
+                return token
+        return None
+
+    def _demote(self, token: int) -> int:
+        text = self.texts[token]
+        for n in range(1, len(text) + 1):
+            self._begins[text[:n]] -= 1
+            if not self._begins[text[:n]]:
+                del self._begins[text[:n]]
+        for part in self.parts[token]:
+            self._n_wholes[part] -= 1
+        del self._ids[text], self._used[token]
+        self.n_demoted += 1
+        return token
+
+
+class ComposedTable(nn.Module):
+    """A row for each token: its own, and for a merged token what a network makes of the rows of its two parts.
+
+    Composed rows are cached; where the loss depends most on them they are computed with a gradient (`fresh`), the
+    others are refreshed now and then. `follows`: the part (0 left, 1 right) that a token nothing is known of equals.
+    """
+
+    parts: Tensor
+    cache: Tensor
+
+    def __init__(self, n_rows: int, d_model: int, std: float, follows: int) -> None:
+        super().__init__()
+        self.follows = follows
+        self.weight = nn.Parameter(torch.zeros(n_rows, d_model))
+        nn.init.normal_(self.weight[:N_FIXED], std=std)
+        self.network = nn.Sequential(linear(2 * d_model, d_model), nn.ReLU(), silent_linear(d_model, d_model))
+        self.register_buffer("parts", torch.zeros(n_rows, 2, dtype=torch.int64))
+        self.register_buffer("cache", torch.zeros(n_rows, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) to (B, T, D): rows of these tokens, composed anew."""
+        merged = (tokens >= N_FIXED).unsqueeze(-1)
+        return F.embedding(tokens, self.weight) + self.fresh(tokens) * merged
+
+    def rows(self, n: int, fresh: Tensor) -> Tensor:
+        """(n, D): the first n rows, those numbered `fresh` composed anew, with a gradient to the network."""
+        return self.weight[:n] + self.cache[:n].index_copy(0, fresh, self.fresh(fresh))
+
+    def fresh(self, tokens: Tensor) -> Tensor:
+        """What the network makes of their parts; the parts' own rows get gradient, their cached ones do not."""
+        both = self.parts[tokens]
+        pair = F.embedding(both, self.weight) + self.cache[both]
+        return pair[..., self.follows, :] + self.network(pair.flatten(-2))
+
+    @torch.no_grad()
+    def refresh(self, tokens: list[int]) -> None:
+        """Compute the cached rows of these tokens of one depth."""
+        self.cache[tokens] = self.fresh(torch.tensor(tokens))
+
+
+class BytesOfTokens(NgramEmbedding):
+    """n-grams of the bytes before the end of each token, whatever the tokens were."""
+
+    def __init__(self, merges: Merges, orders: tuple[int, ...], n_rows: int, d_model: int) -> None:
+        super().__init__(orders, n_rows, d_model)
+        self.merges = merges
+
+    def forward(self, recent: Tensor, tokens: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As NgramEmbedding; one lane, one document, whose mark counts as a byte of its own."""
+        texts = [list(self.merges.texts[token]) or [MARK] for token in tokens[0].tolist()]
+        read = torch.cat([recent, torch.tensor([[byte for text in texts for byte in text]])], dim=1)
+        rows = self.rows(read, torch.zeros_like(read))[0]
+        ends = torch.tensor([len(text) for text in texts]).cumsum(0) - 1
+        both = F.embedding_bag(rows[ends], self.table, mode="sum", sparse=True)[None]
+        return *both.chunk(2, dim=-1), read[:, -self.n_back :]
+
+
+class TokenTransformer(Transformer):
+    """The transformer over tokens that come and go; input and output rows are composed."""
+
+    def __init__(self, config: Any, merges: Merges, ngrams_of: str) -> None:
+        n_rows = N_FIXED + merges.n_merges
+        super().__init__(config, N_FIXED)
+        self.merges = merges
+        self.embed: Any = ComposedTable(n_rows, config.d_model, std=0.02, follows=1)
+        self.head: Any = ComposedTable(n_rows, config.d_model, std=0.0, follows=0)
+        if ngrams_of == "bytes":
+            self.ngrams = BytesOfTokens(merges, config.ngrams, config.ngram_rows, config.d_model)
+
+    def nats(self, tokens: Tensor, starts: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """As in Transformer, over the tokens there are now."""
+        x, state = self.hidden(tokens, starts, state)
+        fresh = targets.unique()
+        rows = self.head.rows(len(self.merges), fresh[fresh >= N_FIXED])
+        return nats_of(x @ rows.T, targets), state
+
+    def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """As in Transformer."""
+        kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "vector": [], "rows": []}
+        for name, parameter in self.named_parameters():
+            kind = "matrix" if parameter.dim() == 2 else "vector"
+            kinds["rows" if name == "ngrams.table" else "table" if name in ("embed.weight", "head.weight") else kind].append(
+                (name, parameter)
+            )
+        return {kind: named for kind, named in kinds.items() if named}
+
+    def refresh(self, tokens: list[int]) -> None:
+        """Compose these tokens' cached rows anew, parts first."""
+        for depth in sorted({self.merges.depths[token] for token in tokens}):
+            level = [token for token in tokens if self.merges.depths[token] == depth]
+            self.embed.refresh(level)
+            self.head.refresh(level)
+
+    @torch.no_grad()
+    def replace(self, tokens: list[int], optimizer: AdamW) -> None:
+        """Give these tokens, which are new, their parts, no row of their own, and no past in the optimizer."""
+        for table in (self.embed, self.head):
+            table.parts[tokens] = torch.tensor([self.merges.parts[token] for token in tokens])
+            table.weight[tokens] = 0.0
+            for part in optimizer.parts:
+                for average in (value for name, value in part.state.get(table.weight, {}).items() if name != "step"):
+                    average[tokens] = 0.0
+        self.refresh(tokens)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to read."""
+
+    label: str
+    n_tokens: int = 64
+    """Tokens per update."""
+    n_merges: int = 0
+    """0: plain bytes."""
+    ngrams_of: str = ""
+    """`tokens` (for plain bytes these are the bytes), `bytes`, or nothing."""
+
+    def build(self, d_model: int) -> tuple[Any, Merges]:
+        """The model and its tokens."""
+        config = Transformer.Config.model_validate(
+            {**SIZES, "d_model": d_model, "n_heads": d_model // 32, "ngrams": ORDERS if self.ngrams_of else ()}
+        )
+        merges = Merges(self.n_merges)
+        model = TokenTransformer(config, merges, self.ngrams_of) if self.n_merges else Transformer(config, N_FIXED)
+        return model, merges
+
+
+ARMS = [
+    Arm("bytes, 64"),
+    Arm("bytes, 128", 128),
+    Arm("bytes, n-grams, 64", ngrams_of="tokens"),
+    Arm("bytes, n-grams, 128", 128, ngrams_of="tokens"),
+    Arm("512 merges", n_merges=512),
+    Arm("1024 merges", n_merges=1024),
+    Arm("2048 merges", n_merges=2048),
+    Arm("1024 merges, n-grams of tokens", n_merges=1024, ngrams_of="tokens"),
+    Arm("512 merges, n-grams of bytes", n_merges=512, ngrams_of="bytes"),
+    Arm("1024 merges, n-grams of bytes", n_merges=1024, ngrams_of="bytes"),
+    Arm("2048 merges, n-grams of bytes", n_merges=2048, ngrams_of="bytes"),
+]
+PLAIN = ("bytes, 64", "bytes, n-grams, 64")
+"""What an arm without and with n-grams is compared with."""
+
+
+@dataclass
+class Reader:
+    """A model that reads a text, on a clock of its own (processor time), segmentation and promotion included."""
+
+    arm: Arm
+    text: bytes
+    rate: float
+    d_model: int
+    seed: int
+    seconds: float = 0.0
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
+    """After each update: seconds, bytes and bits so far."""
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.model, self.merges = self.arm.build(self.d_model)
+        self.optimizer = AdamW(AdamW.Config(rate=self.rate), self.model.parameter_kinds())
+        self.state = self.model.init_state(1)
+        self.last, self.at, self.bits, self.n_read = MARK, 0, 0.0, 0
+
+    def update(self) -> None:
+        """Score, then learn from, the next tokens; only then may they make new tokens."""
+        begin = time.process_time()
+        read, self.at = self.merges.segment(self.text, self.at, self.arm.n_tokens)
+        inputs, targets = torch.tensor([[self.last, *read[:-1]]]), torch.tensor([read])
+        nats, self.state = self.model.nats(inputs, inputs == MARK, targets, self.state)
+        set_rates(self.optimizer, SCHEDULE.factor(len(self.curve), 0.0))
+        self.optimizer.zero_grad()
+        nats.mean().backward()
+        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if not p.grad.is_sparse], 1.0)
+        self.optimizer.step()
+        self.bits += float(nats.detach().double().sum()) / LN_2
+        self.last, self.n_read = read[-1], self.n_read + len(read)
+        if self.arm.n_merges:
+            self._promote(read)
+        self.seconds += time.process_time() - begin
+        self.curve.append((self.seconds, self.at, self.bits))
+        if self.at == len(self.text):
+            self.seconds = float("inf")  # nothing is left to read: no more turns
+
+    def _promote(self, read: list[int]) -> None:
+        new = list(dict.fromkeys(self.merges.observe(read)))
+        if new:
+            self.model.replace(new, self.optimizer)
+        if len(self.curve) % REFRESH_EVERY == 0 and len(self.merges) > N_FIXED:
+            self.model.refresh(list(range(N_FIXED, len(self.merges))))
+
+    def after(self, *, seconds: float = float("inf"), n_bytes: float = float("inf")) -> tuple[float, int, float]:
+        """Seconds, bytes and bits of the last update that ended within these."""
+        return [row for row in self.curve if row[0] <= seconds and row[1] <= n_bytes][-1]
+
+
+def result(reader: Reader, seconds: float, n_bytes: int) -> dict[str, Any]:
+    """What a reader had read and paid after equal seconds, and after equal bytes."""
+    took, read, bits = reader.after(seconds=seconds)
+    _, whole, whole_bits = reader.after(n_bytes=n_bytes)
+    _, half, half_bits = reader.after(n_bytes=n_bytes / 2)
+    return {
+        "arm": reader.arm.label,
+        "seed": reader.seed,
+        "rate": reader.rate,
+        "seconds": round(took, 2),
+        "bytes": read,
+        "bytes_per_s": round(read / took),
+        "bits_per_byte_at_equal_time": round(bits / read, 4),
+        "equal_bytes": n_bytes,
+        "bits_per_byte_at_equal_bytes": round(whole_bits / whole, 4),
+        "bits_per_byte_of_their_second_half": round((whole_bits - half_bits) / (whole - half), 4),
+        "update_ms": round(1e3 * reader.curve[-1][0] / len(reader.curve), 2),
+        "bytes_per_token": round(reader.at / reader.n_read, 3),
+        "merges": len(reader.merges) - N_FIXED,
+        "demoted": reader.merges.n_demoted,
+    }
+
+
+def contest(readers: list[Reader], seconds: float) -> list[dict[str, Any]]:
+    """Give all equal seconds (fewer if one comes to the end of the text first); a row for each."""
+    race(readers, seconds)  # type: ignore[arg-type]  # what it needs is `seconds` and `update`
+    equal = min(reader.curve[-1][0] for reader in readers)
+    n_bytes = min(reader.after(seconds=equal)[1] for reader in readers)
+    return [result(reader, equal, n_bytes) for reader in readers]
+
+
+def try_rates(arms: list[Arm], text: bytes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each arm and rate of the grid, on a seed and a beginning of its own."""
+    start = 7 * len(text) // 8
+    rows = []
+    for arm in arms:
+        readers = [Reader(arm, text[start:] + text[:start], rate, arguments.width, PILOT) for rate in arguments.rates]
+        rows += contest(readers, arguments.pilot_seconds)
+    return rows
+
+
+def best_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """For each arm the rate that cost least at equal time."""
+    ranked = sorted(rows, key=lambda row: row["bits_per_byte_at_equal_time"], reverse=True)
+    return {row["arm"]: row["rate"] for row in ranked}  # the last one stays: the cheapest
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each arm: means over seeds, and speed and cost against plain bytes of the same seed."""
+    table = []
+    for label in dict.fromkeys(row["arm"] for row in rows):
+        ours = [row for row in rows if row["arm"] == label]
+        other = PLAIN["n-grams" in label]
+        theirs = [next(r for r in rows if r["arm"] == other and r["seed"] == row["seed"]) for row in ours]
+        summary: dict[str, Any] = {"arm": label, "seeds": len(ours)}
+        for key in ("bytes_per_s", "bytes_per_token", "update_ms"):
+            summary[key] = round(statistics.mean(row[key] for row in ours), 2)
+        ratios = [a["bytes_per_s"] / b["bytes_per_s"] for a, b in zip(ours, theirs, strict=True)]
+        summary["times_faster"] = round(statistics.mean(ratios), 2)
+        for key in (
+            "bits_per_byte_at_equal_time",
+            "bits_per_byte_at_equal_bytes",
+            "bits_per_byte_of_their_second_half",
+        ):
+            more = [a[key] - b[key] for a, b in zip(ours, theirs, strict=True)]
+            name = key.removeprefix("bits_per_byte_")
+            summary[name] = round(statistics.mean(row[key] for row in ours), 3)
+            summary[f"more_{name}"] = round(statistics.mean(more), 3)
+            summary[f"sd_{name}"] = round(statistics.stdev(more), 3) if len(more) > 1 else 0.0
+        table.append(summary)
+    return table
+
+
+def segmented(text: bytes, n_merges: int, **rules: int) -> list[dict[str, Any]]:
+    """Bytes per token that online merges reach: so far, and over the last tenth."""
+    rows, merges = [], Merges(n_merges, **rules)
+    at, counts, begin = 0, [(0, 0)], time.process_time()
+    while at < len(text):
+        tokens, at = merges.segment(text, at, 64)
+        merges.observe(tokens)
+        counts.append((at, counts[-1][1] + len(tokens)))
+        if counts[-2][0] < (due := min(CHECKPOINTS[len(rows)], len(text))) <= at:
+            since = next(row for row in counts if row[0] >= 0.9 * due)
+            rows.append(
+                {
+                    "merges": n_merges,
+                    "after_bytes": due,
+                    "online_so_far": round(at / counts[-1][1], 3),
+                    "online_last_tenth": round((at - since[0]) / (counts[-1][1] - since[1]), 3),
+                    "demoted": merges.n_demoted,
+                    "kb_per_s": round(at / (time.process_time() - begin) / 1e3),
+                }
+            )
+            if len(rows) == len(CHECKPOINTS) or due == len(text):
+                break
+    return rows
+
+
+def offline(text: bytes, n_merges: int) -> float:
+    """Bytes per token of a BPE with as many merges, trained on the very text; merges end at line ends."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "merged_with_previous")  # type: ignore[assignment]
+    letters = text.decode("latin-1")  # one letter per byte
+    alphabet = sorted(set(letters))
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + n_merges, initial_alphabet=alphabet, show_progress=False, max_token_length=32
+    )
+    tokenizer.train_from_iterator([letters], trainer)
+    return round(len(text) / len(tokenizer.encode(letters).ids), 3)
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=["segment", "race"])
+    parser.add_argument("files", type=Path, nargs="+", help="texts of some hundred kilobytes, read one after another")
+    parser.add_argument("--merges", type=int, nargs="+", default=[512, 1024, 2048], help="segment: how many")
+    parser.add_argument("--threshold", type=int, default=8, help="segment: how often a pair must come")
+    parser.add_argument("--window", type=int, default=16_384, help="segment: in how many pairs")
+    parser.add_argument("--arms", nargs="+", default=[arm.label for arm in ARMS], help="race: which, by name")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument("--pilot-seconds", type=float, default=8.0, help="for each rate of each arm")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each arm and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=Path, help="a file that rows are added to, so that a long race can be cut")
+    parser.add_argument("--keep", metavar="SLUG", help="keep a record under this name")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    text = b"".join(path.read_bytes() for path in arguments.files)
+    if arguments.question == "segment":
+        figures, rows = answer_segment(text, arguments)
+        asked = "How many bytes does a token made online stand for, and one of an offline BPE of the same size?"
+    else:
+        figures, rows = answer_race(text, arguments)
+        asked = "Do dynamic tokens learn a stream faster than plain bytes?"
+    if arguments.keep:
+        names = ", ".join(path.name for path in arguments.files)
+        keep(f"dynamic-tokens-{arguments.keep}", f"{asked} ({names})", figures, rows)
+
+
+def answer_segment(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """Rows for every number of merges."""
+    rows = []
+    for n_merges in arguments.merges:
+        for row in segmented(text, n_merges, threshold=arguments.threshold, window=arguments.window):
+            rows.append(row | {"offline": offline(text[: row["after_bytes"]], n_merges)})
+            print(json.dumps(rows[-1]), flush=True)
+    return {"threshold": arguments.threshold, "window": arguments.window}, rows
+
+
+def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """Rates, then a row for every arm and seed, and the table over seeds."""
+    arms = [arm for arm in ARMS if arm.label in arguments.arms]
+    kept = (
+        [json.loads(line) for line in arguments.rows.read_text().splitlines()]
+        if arguments.rows and arguments.rows.exists()
+        else []
+    )
+    grid = [row for row in kept if row["seed"] == PILOT]
+    if not grid:
+        grid = try_rates(arms, text, arguments)
+        print(*map(json.dumps, grid), sep="\n", flush=True)
+    rates = best_rates(grid)
+    rows = [row for row in kept if row["seed"] != PILOT]
+    for seed in arguments.seeds:
+        begin = seed * len(text) // 4
+        turned = text[begin:] + text[:begin]
+        readers = [Reader(arm, turned, rates[arm.label], arguments.width, seed) for arm in arms]
+        rows += contest(readers, arguments.seconds)
+        print(*map(json.dumps, rows[-len(arms) :]), sep="\n", flush=True)
+    if arguments.rows:
+        arguments.rows.write_text("".join(json.dumps(row) + "\n" for row in [*grid, *rows]))
+    table = summarise(rows) if rows else []
+    print(*map(json.dumps, table), sep="\n")
+    return {"rates": rates, "width": arguments.width, **{row["arm"]: row for row in table}}, rows
+
+
+if __name__ == "__main__":
+    main()
