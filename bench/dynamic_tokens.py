@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from bench.record import keep
 from bench.worker import race
-from livelm.models.layers import linear, nats_of, silent_linear
+from livelm.models.layers import linear, nats_of, rms_norm, silent_linear
 from livelm.models.ngrams import NgramEmbedding
 from livelm.models.transformer import Transformer
 from livelm.optim import set_rates
@@ -46,7 +46,7 @@ N_FIXED = 257
 SIZES = {"n_layers": 2, "context": 128, "norm": "layer", "ngram_rows": 65_536}
 ORDERS = (2, 3, 4, 5, 6)
 SCHEDULE = InverseSqrt(warmup=100, hold=700)
-REFRESH_EVERY = 32
+REFRESH_EVERY = 16
 """Updates after which all composed rows are computed anew."""
 PILOT = 99
 """The seed of the runs that choose the rate."""
@@ -160,12 +160,14 @@ class Merges:
 class ComposedTable(nn.Module):
     """A row for each token: its own, and for a merged token what a network makes of the rows of its two parts.
 
-    Composed rows are cached; where the loss depends most on them they are computed with a gradient (`fresh`), the
-    others are refreshed now and then. `follows`: the part (0 left, 1 right) that a token nothing is known of equals.
+    What the network makes is kept, and refreshed together with the network every few updates: the gradients of the
+    rows are summed until then, so that it learns from every row as if it had made each row anew for each update.
+    `follows`: the part (0 left, 1 right) that a token nothing is known of equals.
     """
 
     parts: Tensor
-    cache: Tensor
+    made: Tensor
+    waiting: Tensor
 
     def __init__(self, n_rows: int, d_model: int, std: float, follows: int) -> None:
         super().__init__()
@@ -174,27 +176,34 @@ class ComposedTable(nn.Module):
         nn.init.normal_(self.weight[:N_FIXED], std=std)
         self.network = nn.Sequential(linear(2 * d_model, d_model), nn.ReLU(), silent_linear(d_model, d_model))
         self.register_buffer("parts", torch.zeros(n_rows, 2, dtype=torch.int64))
-        self.register_buffer("cache", torch.zeros(n_rows, d_model))
+        self.register_buffer("made", torch.zeros(n_rows, d_model))
+        self.register_buffer("waiting", torch.zeros(n_rows, d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) to (B, T, D): rows of these tokens, composed anew."""
-        merged = (tokens >= N_FIXED).unsqueeze(-1)
-        return F.embedding(tokens, self.weight) + self.fresh(tokens) * merged
+        """(B, T) to (B, T, D): rows of these tokens."""
+        return F.embedding(tokens, self.weight) + self.made[tokens]
 
-    def rows(self, n: int, fresh: Tensor) -> Tensor:
-        """(n, D): the first n rows, those numbered `fresh` composed anew, with a gradient to the network."""
-        return self.weight[:n] + self.cache[:n].index_copy(0, fresh, self.fresh(fresh))
+    def rows(self, n: int) -> Tensor:
+        """(n, D): the first n rows."""
+        return self.weight[:n] + self.made[:n]
 
-    def fresh(self, tokens: Tensor) -> Tensor:
-        """What the network makes of their parts; the parts' own rows get gradient, their cached ones do not."""
+    def make(self, tokens: Tensor) -> Tensor:
+        """(n,) to (n, D): what the network makes of their parts' rows, of which the own ones get gradient too."""
         both = self.parts[tokens]
-        pair = F.embedding(both, self.weight) + self.cache[both]
-        return pair[..., self.follows, :] + self.network(pair.flatten(-2))
+        pair = F.embedding(both, self.weight) + self.made[both]
+        # the divisor lets a step of Adam move a made row no faster than an own one; without it rows of rows explode
+        return pair[..., self.follows, :] + self.network(rms_norm(pair).flatten(-2)) / pair.shape[-1]
+
+    def learn(self, n_tokens: int, n_updates: int) -> None:
+        """Give the network the mean gradient of the rows it made, over the updates since it last learned."""
+        tokens = torch.arange(N_FIXED, n_tokens)
+        self.make(tokens).backward(self.waiting[tokens] / n_updates)
+        self.waiting.zero_()
 
     @torch.no_grad()
     def refresh(self, tokens: list[int]) -> None:
-        """Compute the cached rows of these tokens of one depth."""
-        self.cache[tokens] = self.fresh(torch.tensor(tokens))
+        """Make the rows of these tokens, which are of one depth, anew."""
+        self.made[tokens] = self.make(torch.tensor(tokens))
 
 
 class BytesOfTokens(NgramEmbedding):
@@ -229,19 +238,23 @@ class TokenTransformer(Transformer):
     def nats(self, tokens: Tensor, starts: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
         """As in Transformer, over the tokens there are now."""
         x, state = self.hidden(tokens, starts, state)
-        fresh = targets.unique()
-        rows = self.head.rows(len(self.merges), fresh[fresh >= N_FIXED])
-        return nats_of(x @ rows.T, targets), state
+        return nats_of(x @ self.head.rows(len(self.merges)).T, targets), state
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """As in Transformer."""
-        kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "vector": [], "rows": []}
+        kinds: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        special = {"ngrams.table": "rows", "embed.weight": "table", "head.weight": "table"}
         for name, parameter in self.named_parameters():
-            kind = "matrix" if parameter.dim() == 2 else "vector"
-            kinds["rows" if name == "ngrams.table" else "table" if name in ("embed.weight", "head.weight") else kind].append(
-                (name, parameter)
-            )
-        return {kind: named for kind, named in kinds.items() if named}
+            kind = special.get(name, "matrix" if parameter.dim() == 2 else "vector")
+            kinds.setdefault(kind, []).append((name, parameter))
+        return kinds
+
+    def learn(self, n_updates: int) -> None:
+        """After backward: keep the rows' gradients, and every few updates pass them on to what makes rows."""
+        for table in (self.embed, self.head):
+            table.waiting += table.weight.grad
+            if n_updates % REFRESH_EVERY == 0 and len(self.merges) > N_FIXED:
+                table.learn(len(self.merges), REFRESH_EVERY)
 
     def refresh(self, tokens: list[int]) -> None:
         """Compose these tokens' cached rows anew, parts first."""
@@ -256,6 +269,7 @@ class TokenTransformer(Transformer):
         for table in (self.embed, self.head):
             table.parts[tokens] = torch.tensor([self.merges.parts[token] for token in tokens])
             table.weight[tokens] = 0.0
+            table.waiting[tokens] = 0.0
             for part in optimizer.parts:
                 for average in (value for name, value in part.state.get(table.weight, {}).items() if name != "step"):
                     average[tokens] = 0.0
@@ -295,6 +309,7 @@ ARMS = [
     Arm("1024 merges, n-grams of tokens", n_merges=1024, ngrams_of="tokens"),
     Arm("512 merges, n-grams of bytes", n_merges=512, ngrams_of="bytes"),
     Arm("1024 merges, n-grams of bytes", n_merges=1024, ngrams_of="bytes"),
+    Arm("1024 merges, n-grams of bytes, 32", 32, n_merges=1024, ngrams_of="bytes"),
     Arm("2048 merges, n-grams of bytes", n_merges=2048, ngrams_of="bytes"),
 ]
 PLAIN = ("bytes, 64", "bytes, n-grams, 64")
@@ -330,7 +345,10 @@ class Reader:
         set_rates(self.optimizer, SCHEDULE.factor(len(self.curve), 0.0))
         self.optimizer.zero_grad()
         nats.mean().backward()
-        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if not p.grad.is_sparse], 1.0)
+        if self.arm.n_merges:
+            self.model.learn(len(self.curve) + 1)
+        dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        nn.utils.clip_grad_norm_(dense, 1.0)
         self.optimizer.step()
         self.bits += float(nats.detach().double().sum()) / LN_2
         self.last, self.n_read = read[-1], self.n_read + len(read)
@@ -345,7 +363,7 @@ class Reader:
         new = list(dict.fromkeys(self.merges.observe(read)))
         if new:
             self.model.replace(new, self.optimizer)
-        if len(self.curve) % REFRESH_EVERY == 0 and len(self.merges) > N_FIXED:
+        if (len(self.curve) + 1) % REFRESH_EVERY == 0 and len(self.merges) > N_FIXED:
             self.model.refresh(list(range(N_FIXED, len(self.merges))))
 
     def after(self, *, seconds: float = float("inf"), n_bytes: float = float("inf")) -> tuple[float, int, float]:
@@ -477,7 +495,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--pilot-seconds", type=float, default=8.0, help="for each rate of each arm")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each arm and seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--rows", type=Path, help="a file that rows are added to, so that a long race can be cut")
     parser.add_argument("--keep", metavar="SLUG", help="keep a record under this name")
     arguments = parser.parse_args()
