@@ -347,7 +347,8 @@ def main() -> None:
     parser.add_argument("--merges", type=int, nargs="+", default=[512, 1024, 2048], help="segment: how many")
     parser.add_argument("--threshold", type=int, default=8, help="segment: how often a pair must come")
     parser.add_argument("--window", type=int, default=16_384, help="segment: in how many pairs")
-    parser.add_argument("--arms", nargs="+", default=[arm.label for arm in ARMS], help="race: which, by name")
+    labels = [arm.label for arm in ARMS]
+    parser.add_argument("--arms", nargs="+", choices=labels, default=labels, help="race: which, beside plain bytes")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
     parser.add_argument("--pilot-seconds", type=float, default=8.0, help="for each rate of each arm")
@@ -381,7 +382,7 @@ def answer_segment(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str
 
 def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """Rates, then a row for every arm and seed, and the table over seeds."""
-    arms = [arm for arm in ARMS if arm.label in arguments.arms]
+    arms = [arm for arm in ARMS if arm.label in {*PLAIN, *arguments.arms}]  # plain bytes are what all is compared with
     kept = [json.loads(line) for line in _lines(arguments.rows)]
     grid = try_rates(arms, text, [row for row in kept if row["seed"] == PILOT], arguments)
     print(*map(json.dumps, grid), sep="\n", flush=True)
