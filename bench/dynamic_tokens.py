@@ -194,6 +194,7 @@ ARMS = [
     Arm("bytes, 128", 128),
     Arm("bytes, n-grams, 64", ngrams_of="tokens"),
     Arm("bytes, n-grams, 128", 128, ngrams_of="tokens"),
+    Arm("bytes, n-grams, 256", 256, ngrams_of="tokens"),
     Arm("512 merges", n_merges=512),
     Arm("1024 merges", n_merges=1024),
     Arm("2048 merges", n_merges=2048),
