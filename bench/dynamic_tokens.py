@@ -383,7 +383,8 @@ def answer_segment(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str
 
 def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """Rates, then a row for every arm and seed, and the table over seeds."""
-    arms = [arm for arm in ARMS if arm.label in {*PLAIN, *arguments.arms}]  # plain bytes are what all is compared with
+    wanted = {*arguments.arms, *(PLAIN["n-grams" in label] for label in arguments.arms)}
+    arms = [arm for arm in ARMS if arm.label in wanted]
     kept = [json.loads(line) for line in _lines(arguments.rows)]
     grid = try_rates(arms, text, [row for row in kept if row["seed"] == PILOT], arguments)
     print(*map(json.dumps, grid), sep="\n", flush=True)
@@ -395,8 +396,8 @@ def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, A
         readers = [Reader(arm, turned, rates[arm.label], arguments.width, seed) for arm in arms]
         rows += contest(readers, arguments.seconds)
         print(*map(json.dumps, rows[-len(arms) :]), sep="\n", flush=True)
-    if arguments.rows:
-        arguments.rows.write_text("".join(json.dumps(row) + "\n" for row in [*grid, *rows]), "utf-8")
+        if arguments.rows:
+            arguments.rows.write_text("".join(json.dumps(row) + "\n" for row in [*grid, *rows]), "utf-8")
     table = summarise(rows) if rows else []
     print(*map(json.dumps, table), sep="\n")
     return {"rates": rates, "width": arguments.width, **{row["arm"]: row for row in table}}, rows
