@@ -7,8 +7,9 @@ Model: the transformer of the project. A merged token's rows, for reading and fo
 the rows of its two parts, recursively, plus an own part that starts at zero.
 
 `segment` says how many bytes a token stands for, which bounds the speed-up, beside an offline BPE of the same size.
-`race` gives every arm the same processor time of one thread, in short turns of one process, and says what it read and
-what that cost. Each seed begins elsewhere in the text. All arms have the same grid of rates and the same schedule.
+`race` gives every arm the same processor time of one thread, in short turns of one process, and says what it read,
+what that cost, and what bytes held out cost then. Each seed begins elsewhere in the text. All arms have the same grid
+of rates and the same schedule.
 
 python -m bench.dynamic_tokens segment input.txt
 python -m bench.dynamic_tokens race input.txt --keep shakespeare
@@ -43,6 +44,8 @@ ORDERS = (2, 3, 4, 5, 6)
 SCHEDULE = InverseSqrt(warmup=100, hold=700)
 REFRESH_EVERY = 16
 """Updates after which all composed rows are computed anew."""
+N_HELD = 16_384
+"""Bytes at the end of each seed's text that nobody reads, and all are graded on afterwards without learning."""
 PILOT = 99
 """The seed of the runs that choose the rate."""
 
@@ -222,6 +225,7 @@ class Reader:
     """After each update: seconds, bytes and bits so far."""
 
     def __post_init__(self) -> None:
+        self.text, self.held = self.text[:-N_HELD], self.text[-N_HELD:]
         torch.manual_seed(self.seed)
         self.model, self.merges = self.arm.build(self.d_model)
         self.optimizer = AdamW(AdamW.Config(rate=self.rate), self.model.parameter_kinds())
@@ -258,6 +262,17 @@ class Reader:
         if (len(self.curve) + 1) % REFRESH_EVERY == 0 and len(self.merges) > N_FIXED:
             self.model.refresh(list(range(N_FIXED, len(self.merges))))
 
+    @torch.no_grad()
+    def grade_held(self) -> float:
+        """Bits per byte of the bytes held out, with the weights and tokens as they are now; nothing is learned."""
+        at, last, bits, state = 0, MARK, 0.0, self.model.init_state(1)
+        while at < len(self.held):
+            read, at = self.merges.segment(self.held, at, self.arm.n_tokens)
+            inputs = torch.tensor([[last, *read[:-1]]])
+            nats, state = self.model.nats(inputs, inputs == MARK, torch.tensor([read]), state)
+            bits, last = bits + float(nats.double().sum()) / LN_2, read[-1]
+        return bits / len(self.held)
+
     def after(self, *, seconds: float = float("inf"), n_bytes: float = float("inf")) -> tuple[float, int, float]:
         """Seconds, bytes and bits of the last update that ended within these."""
         return [row for row in self.curve if row[0] <= seconds and row[1] <= n_bytes][-1]
@@ -279,6 +294,7 @@ def result(reader: Reader, seconds: float, n_bytes: int) -> dict[str, Any]:
         "equal_bytes": n_bytes,
         "bits_per_byte_at_equal_bytes": round(whole_bits / whole, 4),
         "bits_per_byte_of_their_second_half": round((whole_bits - half_bits) / (whole - half), 4),
+        "bits_per_byte_held_out": round(reader.grade_held(), 4),
         "update_ms": round(1e3 * reader.curve[-1][0] / len(reader.curve), 2),
         "bytes_per_token": round(reader.at / reader.n_read, 3),
         "merges": len(reader.merges) - N_FIXED,
@@ -330,6 +346,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "bits_per_byte_at_equal_time",
             "bits_per_byte_at_equal_bytes",
             "bits_per_byte_of_their_second_half",
+            "bits_per_byte_held_out",
         ):
             more = [a[key] - b[key] for a, b in zip(ours, theirs, strict=True)]
             name = key.removeprefix("bits_per_byte_")
