@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from bench.dynamic_merges import N_FIXED, Merges, offline, segmented
 from bench.record import keep
 from bench.worker import race
+from livelm.memory import CountMemory
+from livelm.memory.kernel import GRADE
 from livelm.models.layers import linear, nats_of, rms_norm, silent_linear
 from livelm.models.ngrams import NgramEmbedding
 from livelm.models.transformer import Transformer
@@ -179,6 +182,8 @@ class Arm:
     """Tokens per update."""
     n_merges: int = 0
     """0: plain bytes."""
+    counts: bool = False
+    """The count memory of the project instead of a model."""
     ngrams_of: str = ""
     """`tokens` (for plain bytes these are the bytes), `bytes`, or nothing."""
 
@@ -198,6 +203,7 @@ ARMS = [
     Arm("bytes, n-grams, 64", ngrams_of="tokens"),
     Arm("bytes, n-grams, 128", 128, ngrams_of="tokens"),
     Arm("bytes, n-grams, 256", 256, ngrams_of="tokens"),
+    Arm("count memory, no network", 512, counts=True),
     Arm("512 merges", n_merges=512),
     Arm("1024 merges", n_merges=1024),
     Arm("2048 merges", n_merges=2048),
@@ -250,6 +256,9 @@ class Reader:
         self.last, self.n_read = read[-1], self.n_read + len(read)
         if self.arm.n_merges:
             self._promote(read)
+        self._tick(begin)
+
+    def _tick(self, begin: float) -> None:
         self.seconds += time.process_time() - begin
         self.curve.append((self.seconds, self.at, self.bits))
         if self.at == len(self.text):
@@ -276,6 +285,29 @@ class Reader:
     def after(self, *, seconds: float = float("inf"), n_bytes: float = float("inf")) -> tuple[float, int, float]:
         """Seconds, bytes and bits of the last update that ended within these."""
         return [row for row in self.curve if row[0] <= seconds and row[1] <= n_bytes][-1]
+
+
+class CountReader(Reader):
+    """The count memory alone, on the same clock: what a stream too fast for a network is read with already."""
+
+    def __post_init__(self) -> None:
+        self.text, self.held = self.text[:-N_HELD], self.text[-N_HELD:]
+        self.memory, self.merges = CountMemory(), Merges(0)
+        self.memory.prepare()
+        self.at, self.bits, self.n_read = 0, 0.0, 0
+
+    def update(self) -> None:
+        """Score and learn the next bytes, one after another."""
+        begin = time.process_time()
+        read = self.text[self.at : self.at + self.arm.n_tokens]
+        self.bits += float(self.memory.score(read).sum())
+        self.at = self.n_read = self.at + len(read)
+        self._tick(begin)
+
+    def grade_held(self) -> float:
+        """As for a model: nothing is learned."""
+        tokens = np.frombuffer(self.held, np.uint8).astype(np.int64)
+        return float(self.memory.cost(tokens, np.full(len(tokens), GRADE, np.int64)).mean())
 
 
 def result(reader: Reader, seconds: float, n_bytes: int) -> dict[str, Any]:
@@ -317,7 +349,7 @@ def try_rates(
     start = 7 * len(text) // 8
     turned, known = text[start:] + text[:start], {(row["arm"], row["rate"]) for row in tried}
     rows = list(tried)
-    for arm in arms:
+    for arm in (arm for arm in arms if not arm.counts):
         rates = [rate for rate in arguments.rates if (arm.label, rate) not in known]
         readers = [Reader(arm, turned, rate, arguments.width, PILOT) for rate in rates]
         rows += contest(readers, arguments.pilot_seconds) if readers else []
@@ -335,7 +367,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for label in dict.fromkeys(row["arm"] for row in rows):
         ours = [row for row in rows if row["arm"] == label]
-        other = PLAIN["n-grams" in label]
+        other = PLAIN["n-grams" in label or "count" in label]
         theirs = [next(r for r in rows if r["arm"] == other and r["seed"] == row["seed"]) for row in ours]
         summary: dict[str, Any] = {"arm": label, "seeds": len(ours)}
         for key in ("bytes_per_s", "bytes_per_token", "update_ms"):
@@ -400,7 +432,7 @@ def answer_segment(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str
 
 def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """Rates, then a row for every arm and seed, and the table over seeds."""
-    wanted = {*arguments.arms, *(PLAIN["n-grams" in label] for label in arguments.arms)}
+    wanted = {*arguments.arms, *(PLAIN["n-grams" in label or "count" in label] for label in arguments.arms)}
     arms = [arm for arm in ARMS if arm.label in wanted]
     kept = [json.loads(line) for line in _lines(arguments.rows)]
     grid = try_rates(arms, text, [row for row in kept if row["seed"] == PILOT], arguments)
@@ -410,7 +442,10 @@ def answer_race(text: bytes, arguments: argparse.Namespace) -> tuple[dict[str, A
     for seed in arguments.seeds:
         begin = seed * len(text) // 4
         turned = text[begin:] + text[:begin]
-        readers = [Reader(arm, turned, rates[arm.label], arguments.width, seed) for arm in arms]
+        readers = [
+            (CountReader if arm.counts else Reader)(arm, turned, rates.get(arm.label, 0.0), arguments.width, seed)
+            for arm in arms
+        ]
         rows += contest(readers, arguments.seconds)
         print(*map(json.dumps, rows[-len(arms) :]), sep="\n", flush=True)
         if arguments.rows:
