@@ -182,10 +182,10 @@ class Arm:
     """Tokens per update."""
     n_merges: int = 0
     """0: plain bytes."""
-    counts: bool = False
-    """The count memory of the project instead of a model."""
     ngrams_of: str = ""
     """`tokens` (for plain bytes these are the bytes), `bytes`, or nothing."""
+    counts: bool = False
+    """The count memory of the project instead of a model."""
 
     def build(self, d_model: int) -> tuple[Any, Merges]:
         """The model and its tokens."""
