@@ -73,7 +73,7 @@ def test_parts_are_there_as_long_as_what_they_make() -> None:
 
 def test_the_network_of_rows_learns_and_what_it_makes_is_used() -> None:
     torch.manual_seed(0)
-    reader = Reader(Arm("merges", n_merges=64, ngrams_of="bytes"), _text(3), rate=2e-3, d_model=32, seed=0)
+    reader = Reader(Arm("merges", n_merges=64, ngrams_of="bytes"), _text(3, 120_000), rate=2e-3, d_model=32, seed=0)
     while len(reader.curve) < 5 * REFRESH_EVERY:
         reader.update()
     for table in (reader.model.embed, reader.model.head):
@@ -90,7 +90,7 @@ def test_the_network_of_rows_learns_and_what_it_makes_is_used() -> None:
 
 def test_summed_gradients_teach_the_network_what_one_pass_would() -> None:
     torch.manual_seed(0)
-    reader = Reader(Arm("merges", n_merges=64), _text(3), rate=2e-3, d_model=32, seed=0)
+    reader = Reader(Arm("merges", n_merges=64), _text(3, 120_000), rate=2e-3, d_model=32, seed=0)
     while len(reader.curve) < 2 * REFRESH_EVERY:
         reader.update()
     table, n = reader.model.head, len(reader.merges)
