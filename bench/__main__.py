@@ -23,6 +23,8 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.gate", str(SHAKESPEARE), "--kinds", "line", "--gate", "low", "--keep"], SHAKESPEARE),
     (["bench.looped", "switches", str(SHAKESPEARE), "--for", "128KB", "--keep", "looped-switches"], SHAKESPEARE),
     (["bench.watch", "--blocks", "1200", "--keep"], DATA / "logs" / "BGL" / "BGL_2k.log"),
+    (["bench.dynamic_tokens", "segment", str(SHAKESPEARE), "--keep", "segments-text"], SHAKESPEARE),
+    (["bench.dynamic_tokens", "race", str(SHAKESPEARE), "--keep", "shakespeare"], SHAKESPEARE),
     (["bench.efficiency", "--keep"], None),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),
