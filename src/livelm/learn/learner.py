@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from livelm.config import LearnSettings
@@ -70,11 +71,13 @@ class Learner(ScoreFirst):
         """What marks the things that this learner graded."""
         return self._seal
 
-    def rehearse(self, recalled: Recalled, weights: Tensor, guard: Guard) -> tuple[Tensor, str | None]:
+    def rehearse(
+        self, recalled: Recalled, weights: Float[Tensor, " B"], guard: Guard
+    ) -> tuple[Float[Tensor, " B"], str | None]:
         """One more step, by slices of what was graded and learned before; lanes and grades are not touched.
 
         The loss is the weighted mean over slices of what their wanted tokens cost, for each token of a slice; rates are
-        those of the last update. Returns (B,) nats of the wanted tokens of each slice, and why the step was refused by
+        those of the last update. Returns the nats of the wanted tokens of each slice, and why the step was refused by
         `guard`, if it was. Raises ContractError for a frozen learner, and before what was scored last was learned.
         """
         if self.frozen or self._pending is not None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,14 +16,12 @@ from livelm.types import Batch
 class Recalled(NamedTuple):
     """Slices as a network reads them, from a fresh state: T = C + N - 1 inputs, of which the last N predict."""
 
-    inputs: Tensor
-    """(B, T) int64."""
-    starts: Tensor
-    """(B, T) bool."""
-    targets: Tensor
-    """(B, T) int64: the token after each input."""
-    wanted: Tensor
-    """(B, N) bool: which of the last N targets count."""
+    inputs: Int[Tensor, "B T"]
+    starts: Bool[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]
+    """The token after each input."""
+    wanted: Bool[Tensor, "B N"]
+    """Which of the last N targets count."""
 
 
 class _Lane:
@@ -55,11 +54,10 @@ class Slicer:
         self._n_graded_bytes = 0
         self._lanes = [_Lane(n_context, mark) for _ in range(n_lanes)]
 
-    def cut(self, batch: Batch, wanted: Tensor, nats: Tensor) -> Iterator[Slice]:
+    def cut(self, batch: Batch, wanted: Bool[Tensor, "B T"], nats: Float[Tensor, "B T"]) -> Iterator[Slice]:
         """Take a batch; yield the slices that it completes and in which something is wanted.
 
-        `wanted` (B, T) says which tokens count, `nats` (B, T) what they cost. Take every batch, so that contexts have
-        no gaps.
+        `wanted` says which tokens count, `nats` what they cost. Take every batch, so that contexts have no gaps.
         """
         self._n_graded_bytes += batch.n_graded_bytes
         columns = (batch.tokens, wanted, torch.where(wanted, batch.n_bytes, 0), nats)
@@ -112,8 +110,8 @@ def recall(kept: Reservoir, rows: NDArray[np.int64], mark: int) -> Recalled:
     return Recalled(inputs, starts, tokens[:, 1:], torch.from_numpy(kept.column("wanted")[rows]))
 
 
-def cost(model: Any, recalled: Recalled) -> Tensor:
-    """(B,) nats of the wanted tokens of each slice, read from a fresh state; with its graph. `model`: `types.Model`."""
+def cost(model: Any, recalled: Recalled) -> Float[Tensor, " B"]:
+    """Nats of the wanted tokens of each slice, read from a fresh state; with its graph. `model`: `types.Model`."""
     state = model.init_state(len(recalled.inputs))
     nats, _ = model.nats(recalled.inputs, recalled.starts, recalled.targets, state)
     return (nats[:, -recalled.wanted.shape[1] :] * recalled.wanted).sum(dim=1)
