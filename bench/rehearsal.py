@@ -1,8 +1,8 @@
 """Does rehearsal keep what was learned? A stream of prose, code, logs and agents' sessions, one after another.
 
 Arms with the same network and seed:
-  plain     no rehearsal: half the updates of the others
-  smaller   no rehearsal, batches of half the length: as many updates for each byte as the arms below
+  plain     no rehearsal: less compute than the others
+  smaller   no rehearsal, shorter batches: more updates for each byte, chosen so that they take as much processor time
   newest    replay updates of the very same size, by the newest slices: the same compute, nothing old in it
   uniform   by slices drawn uniformly from a uniform sample of the stream
   surprise  by slices drawn by what they cost when last looked at, with importance weights
@@ -74,7 +74,7 @@ def texts(data: Path, n_learned: int, n_held: int, seed: int) -> list[tuple[byte
 def run(arguments: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     """One pass over the four domains."""
     domains = texts(arguments.data, arguments.learn, arguments.held, seed)
-    n_tokens = arguments.tokens // 2 if arm == "smaller" else arguments.tokens
+    n_tokens = arguments.smaller if arm == "smaller" else arguments.tokens
     changes = ["memory.name=none", f"run.seed={seed}", f"feed.update_tokens={n_tokens}"]
     changes += [f"rehearsal.share={arguments.share}", *arguments.changes, *ARMS[arm]]
     recipe = load_recipe(None, "tiny", changes)
@@ -148,10 +148,11 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the test data")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learn", type=int, default=60_000, help="bytes learned of each domain")
+    parser.add_argument("--learn", type=int, default=60_000, help="bytes of each domain that are learned")
     parser.add_argument("--held", type=int, default=6_000, help="bytes held out of each domain")
     parser.add_argument("--tokens", type=int, default=48, help="tokens per update")
-    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--smaller", type=int, default=24, help="the same of the arm `smaller`")
+    parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--rows", type=Path, help="add the rows to this file, and count those that are in it already")
     parser.add_argument("--keep", action="store_true", help="keep a record")
