@@ -6,6 +6,7 @@ Arms with the same network and seed:
   newest    replay updates of the very same size, by the newest slices: the same compute, nothing old in it
   uniform   by slices drawn uniformly from a uniform sample of the stream
   surprise  by slices drawn by what they cost when last looked at, with importance weights
+  sharp     the same, more so (alpha 2) and only half made up for (beta 0.5)
 Held-out bytes of every domain (never in the stream) are graded from a fresh state after each domain. Forgetting of a
 domain: what they cost at the end less what they cost right after it was learned (`evaluate.forgetting`).
 
@@ -41,6 +42,7 @@ ARMS = {
     "newest": ["rehearsal.how=uniform"],
     "uniform": ["rehearsal.how=uniform"],
     "surprise": ["rehearsal.how=surprise"],
+    "sharp": ["rehearsal.how=surprise", "rehearsal.alpha=2", "rehearsal.beta=0.5"],
 }
 READ_AT_ONCE = 256
 

@@ -1,6 +1,7 @@
 """Rehearsal learns from what was learned before, and from nothing else; grades and lanes stay as they were."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from livelm.memory.drawing import chances, importance
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
 from livelm.parts import build_parts
+from livelm.run import resume, run_session, start
+from livelm.session import Stop
 from livelm.types import Batch, Update
 
 VOCABULARY, MARK = 17, 16
@@ -358,3 +361,27 @@ def test_a_memory_alone_neither_rehearses_nor_forgets_and_says_so(what: str) -> 
 def test_a_budget_that_holds_no_slice_is_refused() -> None:
     with pytest.raises(ConfigError, match="one slice of 4 \\+ 4096 tokens takes 8,228"):
         make_rehearsal(make_learner(), buffer_bytes=1024, slice_tokens=4096)
+
+
+GROWS = ["model.name=none", "model.name=bit", "grow.steps=['width']", "grow.window_bytes=256", "grow.gain=9.0"]
+PARTLY = ["optimizer.name=muon", "learn.policy=lora:2"]
+
+
+@pytest.mark.parametrize("more", [GROWS, PARTLY], ids=["grows", "partly"])
+def test_a_network_that_grows_or_learns_in_parts_rehearses_and_resumes_exactly(more: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"".join(b"line %d of a text with much to learn\n" % i for i in range(40)))
+    uris = f"source.uris={json.dumps([str(tmp_path / 'text.txt')])}"
+    sizes = ["model.d_model=16", "model.n_layers=2", "model.n_heads=2", "model.context=16", "feed.update_tokens=32"]
+    small = ["rehearsal.share=0.5", "rehearsal.slice_tokens=16", "rehearsal.buffer_bytes=2048", "run.threads=1"]
+    changes = ["memory.name=none", *more, *sizes, *small, uris]
+    for name, budget in (("whole", "1MB"), ("halves", "700B")):
+        run_session(start(load_recipe(None, "tiny", [*changes, f"run.budget={budget}"]), tmp_path / name, Stop()), [])
+    run_session(resume(tmp_path / "halves", "1MB", Stop()), [])
+    facts = []
+    for name in ("whole", "halves"):
+        lines = map(json.loads, (tmp_path / name / "journal.jsonl").read_bytes().splitlines())
+        facts.append([line for line in lines if "seq" in line and line["kind"] != "run"])
+    assert facts[0] == facts[1]
+    kinds = {line["kind"] for line in facts[0]}
+    assert ("grown" in kinds) == (more is GROWS)
+    assert "rehearsed" in kinds
