@@ -142,7 +142,7 @@ class RehearsalSettings(Settings):
 
     share: float = Field(default=0.0, ge=0, le=0.9)
     """Fraction of all updates that rehearse: 0.5 is one after each update by what is new; 0: none."""
-    how: Literal["uniform", "surprise"] = "surprise"
+    how: Literal["uniform", "surprise"] = "uniform"
     """How slices are drawn: each alike, or the surprising (by what they cost when last looked at) more often."""
     buffer_bytes: int = Field(default=4 << 20, ge=1024)
     """Most bytes that slices may take, in memory and in a checkpoint; they are a uniform sample of the stream."""

@@ -16,7 +16,7 @@ from livelm.types import Batch, Grained
 
 MARK, N_CONTEXT, N_TOKENS = N_VOCABULARY - 1, 12, 10
 SETTINGS = RehearsalSettings(
-    share=0.6, slices=3, slice_tokens=N_TOKENS, context_tokens=N_CONTEXT, buffer_bytes=3000, alpha=2.0
+    how="surprise", share=0.6, slices=3, slice_tokens=N_TOKENS, context_tokens=N_CONTEXT, buffer_bytes=3000, alpha=2.0
 )
 
 

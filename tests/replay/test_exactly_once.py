@@ -38,7 +38,13 @@ GATE = [
     *("signals.gate_close=0.35", "signals.gate_open=0.34"),
 ]
 REHEARSAL = [
-    *("rehearsal.share=0.4", "rehearsal.slices=2", "rehearsal.slice_tokens=16", "rehearsal.context_tokens=9"),
+    *(
+        "rehearsal.how=surprise",
+        "rehearsal.share=0.4",
+        "rehearsal.slices=2",
+        "rehearsal.slice_tokens=16",
+        "rehearsal.context_tokens=9",
+    ),
     "rehearsal.buffer_bytes=1024",  # a dozen slices: most of what was kept is replaced
     *("holdout.share=0.2", "holdout.stretch_updates=3", "holdout.slice_tokens=8", "holdout.context_tokens=8"),
 ]

@@ -25,7 +25,14 @@ from livelm.session import Stop
 from livelm.types import Batch, Update
 
 VOCABULARY, MARK = 17, 16
-SMALL: dict[str, Any] = {"share": 0.5, "slices": 2, "slice_tokens": 6, "context_tokens": 4, "buffer_bytes": 4096}
+SMALL: dict[str, Any] = {
+    "how": "surprise",
+    "share": 0.5,
+    "slices": 2,
+    "slice_tokens": 6,
+    "context_tokens": 4,
+    "buffer_bytes": 4096,
+}
 
 
 def stream(n_batches: int, lanes: int = 1, n_tokens: int = 8, seed: int = 0) -> list[Batch]:
