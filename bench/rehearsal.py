@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     row |= {"backward_transfer": backward_transfer(costs), "at_end": statistics.mean(costs[-1])}
     row |= {f"forgetting_{name}": value for name, value in zip(DOMAINS, lost, strict=False)}
     row |= {"updates_per_kb": 1000 * n_updates / n_bytes, "replayed_per_byte": n_replayed / n_bytes}
-    row |= {"processor_s": learning_s, "costs": [[round(c, 4) for c in line] for line in costs]}
+    after = {f"after_{name}": [round(c, 4) for c in line] for name, line in zip(DOMAINS, costs, strict=True)}
+    row |= {"processor_s": learning_s, "costs": after}
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--rows", type=Path, help="add the rows to this file, and count those that are in it already")
-    parser.add_argument("--keep", action="store_true", help="keep a record")
+    parser.add_argument("--keep", nargs="?", const="rehearsal", metavar="SLUG", help="keep a record under this name")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.rows.open()] if arguments.rows and arguments.rows.exists() else []
     for seed in arguments.seeds:
@@ -178,7 +179,9 @@ def main() -> None:
             figures[arm] |= {f"{n}_sd": round(statistics.stdev(row[n] for row in mine), 4) for n in names[:3]}
         print(arm, json.dumps(figures[arm]))
     if arguments.keep:
-        keep("rehearsal", "Does rehearsal keep what was learned of earlier domains, at equal compute?", figures, rows)
+        keep(
+            arguments.keep, "Does rehearsal keep what was learned of earlier domains, at equal compute?", figures, rows
+        )
 
 
 if __name__ == "__main__":
