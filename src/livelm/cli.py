@@ -23,14 +23,15 @@ from livelm.config import FeedSettings, load_optional, load_recipe, parse_budget
 from livelm.doctor import examine
 from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
 from livelm.evaluate.baselines import measure
+from livelm.evaluate.forgetting import by_parts, summed
 from livelm.evaluate.generate import generate as sample
 from livelm.evaluate.grade import grade
 from livelm.evaluate.plot import plot_compare, plot_run, plot_seeds
-from livelm.evaluate.report import compare_json, compare_table, shared_bytes, show_table
+from livelm.evaluate.report import compare_json, compare_table, forgetting_table, shared_bytes, show_table
 from livelm.feed import Prefetch, batches
 from livelm.folder import RunFolder, unused_folder
 from livelm.run import fork as fork_session
-from livelm.run import load, run_session, start
+from livelm.run import load, load_holdout, run_session, start
 from livelm.run import resume as resume_session
 from livelm.session import Session, Stop
 from livelm.sources import absolute, open_publisher, open_sources
@@ -62,6 +63,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the lea
 Size = Annotated[str, typer.Option(help="The one dial: tiny, small or base.")]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the system says when a disk takes no more."""
+N_PARTS = 8
+"""Parts of the stream in which forgetting is shown."""
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -165,12 +168,17 @@ def compare(
 @app.command(name="eval")
 def evaluate(
     path: RunPath,
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE...]", help="Without: what was held out.")
+    ] = None,
     budget: For = "",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Grade a stream without learning from it: each byte once."""
+    """Grade a stream without learning from it: each byte once; or, without one, what the run held out of learning."""
+    if not sources:
+        _evaluate_held_out(path, threads, as_json)
+        return
     limit, stop = parse_budget(budget), Stop()
     source = open_sources(sources)
     parts, learner = load(path, threads)
@@ -410,6 +418,19 @@ def _compare_models(contest: Contest, png: Path | None, as_json: bool) -> None:
         return
     Console().print(contest_table(found))
     typer.echo(f"kept in {contest.folder}: every run, table.json, {(png or Path('curves.png'))}", err=True)
+
+
+def _evaluate_held_out(path: Path, threads: int | None, as_json: bool) -> None:
+    """What the network makes now of what was held out, beside what it made of it when it was read."""
+    graded = load_holdout(path, threads).grade_again()
+    parts, whole = by_parts(graded, N_PARTS), summed(graded)
+    if as_json:
+        slices = [
+            dict(zip(graded, row, strict=True)) for row in zip(*(c.tolist() for c in graded.values()), strict=True)
+        ]
+        _print_json({**whole, "parts": parts, "slices": slices})
+        return
+    Console().print(forgetting_table([*parts, whole]))
 
 
 def _is_screen() -> bool:

@@ -137,6 +137,44 @@ class CheckpointSettings(Settings):
     """Complete checkpoints kept on disk."""
 
 
+class RehearsalSettings(Settings):
+    """How often the network learns again from slices of what it learned before, and from which."""
+
+    share: float = Field(default=0.0, ge=0, le=0.9)
+    """Fraction of all updates that rehearse: 0.5 is one after each update by what is new; 0: none."""
+    how: Literal["uniform", "surprise"] = "uniform"
+    """How slices are drawn: each alike, or the surprising (by what they cost when last looked at) more often."""
+    buffer_bytes: int = Field(default=4 << 20, ge=1024)
+    """Most bytes that slices may take, in memory and in a checkpoint; they are a uniform sample of the stream."""
+    slices: int = Field(default=4, ge=1, le=1024)
+    """Slices read side by side in one update."""
+    slice_tokens: int = Field(default=64, ge=1, le=4096)
+    """Tokens of a slice that are learned."""
+    context_tokens: int = Field(default=32, ge=1, le=65536)
+    """Tokens before them that are only read."""
+    uniform_share: float = Field(default=0.2, ge=0.01, le=1)
+    """With `surprise`: the share of draws that are uniform all the same."""
+    alpha: float = Field(default=1.0, ge=0, le=8)
+    """With `surprise`: the other draws are in proportion to the surprise to this power."""
+    beta: float = Field(default=1.0, ge=0, le=1)
+    """With `surprise`: how far the loss makes up for uneven draws; 1: wholly, in expectation it is uniform; 0: not."""
+
+
+class HoldoutSettings(Settings):
+    """Stretches of the stream that are graded and not learned, so that forgetting can be seen (`livelm eval RUN`)."""
+
+    share: float = Field(default=0.0, ge=0, le=0.5)
+    """Probability that a stretch is held out; 0: none."""
+    stretch_updates: int = Field(default=8, ge=1, le=1 << 20)
+    """Updates that are held out together."""
+    buffer_bytes: int = Field(default=1 << 20, ge=1024)
+    """Most bytes that slices of them may take; they are a uniform sample of all that was held out."""
+    slice_tokens: int = Field(default=64, ge=1, le=4096)
+    """Tokens of a slice."""
+    context_tokens: int = Field(default=64, ge=1, le=65536)
+    """Tokens before them that are only read."""
+
+
 class SpoolSettings(Settings):
     """The durable copy of a stream that cannot be read twice."""
 
@@ -196,6 +234,8 @@ class Recipe(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     spool: SpoolSettings = SpoolSettings()
     signals: SignalsSettings = SignalsSettings()
+    rehearsal: RehearsalSettings = RehearsalSettings()
+    holdout: HoldoutSettings = HoldoutSettings()
 
 
 SIZES = ("tiny", "small", "base")

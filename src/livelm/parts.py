@@ -18,11 +18,13 @@ from livelm.errors import ConfigError
 from livelm.learn import (
     BesideLearner,
     Growth,
+    Holdout,
     Learner,
     MemoryLearner,
     MixedBitLearner,
     MixedLearner,
     Optimizer,
+    Rehearsal,
     apply_policy,
     learning_kinds,
     settings_for,
@@ -76,8 +78,7 @@ class Parts:
             if self.memory is None:
                 raise ConfigError("there is neither a network nor a memory, so nothing would learn.")
             return MemoryLearner(self.memory, n_lanes)
-        shape = (n_lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark)
-        own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, shape)
+        own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, self._shape)
         if self.memory is None:
             return Learner(*own)
         if isinstance(self.tokenizer, Bytes):
@@ -101,6 +102,25 @@ class Parts:
         if isinstance(learner, MemoryLearner):
             return None
         return Growth(self.recipe.grow, learner, self.make_optimizer)
+
+    def rehearsal(self, learner: AnyLearner) -> Rehearsal | None:
+        """What this learner rehearses; None where the recipe wants none."""
+        settings = self.recipe.rehearsal
+        if not settings.share or isinstance(learner, MemoryLearner):
+            return None
+        return Rehearsal(settings, learner, self._shape, self.recipe.run.seed)
+
+    def holdout(self, learner: AnyLearner) -> Holdout | None:
+        """What is held out of learning; None where the recipe wants nothing held out."""
+        settings = self.recipe.holdout
+        if not settings.share or isinstance(learner, MemoryLearner):
+            return None
+        return Holdout(settings, learner, self._shape, self.recipe.run.seed)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Lanes, vocabulary size, mark."""
+        return self.recipe.feed.lanes, self.tokenizer.n_vocabulary, self.tokenizer.mark
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -206,6 +226,12 @@ def _refuse_conflicts(recipe: Recipe) -> None:
             f"model.name is {NONE!r}, so grow.steps={list(recipe.grow.steps)} and learn.policy={recipe.learn.policy!r} "
             "mean nothing: counts neither grow nor learn in parts. Leave both out, or name a model."
         )
+    for name, share in (("rehearsal", recipe.rehearsal.share), ("holdout", recipe.holdout.share)):
+        if recipe.model.name == NONE and share:
+            raise ConfigError(
+                f"{name}.share is {share}, but model.name is {NONE!r}: only a network rehearses and forgets, counts do "
+                f"neither. Name a model, or take {name}.share=0."
+            )
     if recipe.model.name == NONE and recipe.memory.name == NONE:
         raise ConfigError(
             "model.name and memory.name are both 'none', so nothing would learn. Take memory.name=counts."

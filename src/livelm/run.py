@@ -6,13 +6,13 @@ from typing import Any
 from uuid import uuid4
 
 from livelm.config import Budget, Part, Recipe, change_recipe, load_recipe, parse_budget
-from livelm.errors import ConfigError, SourceError
+from livelm.errors import ConfigError, RunError, SourceError
 from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch, batches
 from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import inherit
+from livelm.learn import Holdout, inherit
 from livelm.models.rwkv7_checkpoints import infer_config, read_tensors, to_native
 from livelm.parts import AnyLearner, Parts, build_parts, run_record
 from livelm.session import Session, Stop
@@ -40,8 +40,13 @@ def learn(session: Session) -> Iterator[Record]:
         refusal = s.refusal  # what was just graded may have closed the gate, or opened it
         with clock.span("update"):  # only now may any weight change
             update = learner.update(scored) if refusal is None else learner.refuse(scored, refusal)
+            rehearsed = None if s.rehearsal is None else s.rehearsal.take(scored, update)
         with clock.span("journal"):
             yield update_record(update)
+            if rehearsed is not None:
+                yield rehearsed
+            if s.holdout is not None:
+                yield from s.holdout.take(scored)
             if refusal is None and s.growth is not None and (grown := s.growth.take(scored)) is not None:
                 yield grown
             s.cursor, s.n_bytes = batch.cursor, s.n_bytes + scored.n_bytes
@@ -166,6 +171,7 @@ def fork(
         session.close()
         session.folder.discard()
         raise
+    _inherit_slices(session, recipe, learned)
     session.learner.reset_lanes(changed.feed.lanes)  # another stream: nothing of the old one is before it
     if session.growth is not None:
         session.growth.begin_stream()
@@ -199,11 +205,23 @@ def _take_over(session: Session, recipe: Recipe, changed: Recipe, learned: dict[
     learner.load_weights(weights)
 
 
+def _inherit_slices(session: Session, recipe: Recipe, learned: dict[str, Any]) -> None:
+    """Let a fork rehearse what its run read, and grade what that held out, where the settings of slices are the same.
+
+    Otherwise it begins with none.
+    """
+    if session.parts.recipe.tokenizer != recipe.tokenizer:
+        return
+    for name, part in (("rehearsal", session.rehearsal), ("holdout", session.holdout)):
+        if part is not None and learned.get(name) is not None:
+            part.inherit(learned[name])
+
+
 def _learned(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
     """Recipe of a run, what its learner had learned, and what record 0 of a fork says about it."""
     folder = RunFolder.open(path)
     tree = folder.newest_checkpoint()
-    learned = {**tree["learner"], "growth": tree["growth"]}
+    learned = {**tree["learner"], **{name: tree.get(name) for name in ("growth", "rehearsal", "holdout")}}
     return folder.recipe(), learned, {"forked_from": tree["run"], "forked_at_batch": tree["n_batches"]}
 
 
@@ -223,6 +241,29 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, AnyLearner]:
 
     `threads` replaces what the recipe says.
     """
+    parts, learner, _ = _load(path, threads)
+    return parts, learner
+
+
+def load_holdout(path: Path, threads: int | None = None) -> Holdout:
+    """What a run held out of learning, and its network as it was at its newest checkpoint.
+
+    Raises RunError where nothing was held out.
+    """
+    parts, learner, tree = _load(path, threads)
+    holdout, held = parts.holdout(learner), tree.get("holdout")
+    if holdout is not None and held is not None:
+        holdout.load_state_dict(held)
+    if holdout is None or not holdout.kept.n_held:
+        why = f"holdout.share is {parts.recipe.holdout.share:g}"
+        raise RunError(
+            f"{str(path)!r} has held nothing out of learning yet ({why}), so there is nothing to grade again. Name a "
+            "SOURCE to grade, or hold something out in the next run: --set holdout.share=0.02."
+        )
+    return holdout
+
+
+def _load(path: Path, threads: int | None) -> tuple[Parts, AnyLearner, dict[str, Any]]:
     folder = RunFolder.open(path)
     tree = folder.newest_checkpoint()
     recipe = folder.recipe()
@@ -234,7 +275,7 @@ def load(path: Path, threads: int | None = None) -> tuple[Parts, AnyLearner]:
     if growth is not None:
         growth.load_state_dict(tree["growth"])
     learner.load_weights(tree["learner"])
-    return parts, learner
+    return parts, learner, tree
 
 
 def _prepare(source: Source) -> None:
@@ -265,11 +306,15 @@ def _open(
         )
     learner = parts.learner(lambda: session.elapsed())
     monitor = parts.monitor()
-    growth = parts.growth(learner)
+    growth, rehearsal, holdout = parts.growth(learner), parts.rehearsal(learner), parts.holdout(learner)
     if tree:
         if growth is not None:
             growth.load_state_dict(tree["growth"])
         learner.load_state_dict(tree["learner"])
+        if rehearsal is not None:
+            rehearsal.load_state_dict(tree["rehearsal"])
+        if holdout is not None:
+            holdout.load_state_dict(tree["holdout"])
     if tree and monitor is not None:
         monitor.load_state_dict(tree["signals"])
     clock = Clock(active_s)
@@ -278,6 +323,8 @@ def _open(
         parts=parts,
         learner=learner,
         growth=growth,
+        rehearsal=rehearsal,
+        holdout=holdout,
         source=source,
         spool=spool,
         feed=Prefetch(lambda: batches(source, parts.tokenizer, recipe.feed, cursor), recipe.feed.prefetch),

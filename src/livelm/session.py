@@ -13,7 +13,7 @@ from livelm.evaluate.baselines import BaselineWorker
 from livelm.feed import FeedCursor, Prefetch
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Growth, save_checkpoint
+from livelm.learn import Growth, Holdout, Rehearsal, save_checkpoint
 from livelm.parts import AnyLearner, Parts
 from livelm.telemetry.clock import Clock
 from livelm.telemetry.graded import GradedBytes
@@ -56,6 +56,8 @@ class Session:
     parts: Parts
     learner: AnyLearner
     growth: Growth | None
+    rehearsal: Rehearsal | None
+    holdout: Holdout | None
     source: Source
     spool: Spooled | None
     feed: Prefetch
@@ -94,7 +96,8 @@ class Session:
     @property
     def refusal(self) -> str | None:
         """Why what is read now should not be learned; None to learn it."""
-        return None if self.monitor is None else self.monitor.refusal
+        held_out = None if self.holdout is None else self.holdout.refusal
+        return held_out if held_out is not None or self.monitor is None else self.monitor.refusal
 
     def next_batch(self) -> Batch | None:
         """Wait for the next batch; None when the stream has ended or the run should."""
@@ -128,6 +131,8 @@ class Session:
             "run": self.run,
             "learner": self.learner.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
+            "rehearsal": None if self.rehearsal is None else self.rehearsal.state_dict(),
+            "holdout": None if self.holdout is None else self.holdout.state_dict(),
             "feed": self.cursor.to_json() if self.cursor else None,
             "journal": {"position": self.journal.position, "seq": self.journal.seq},
             "graded": self.graded.state_dict(),

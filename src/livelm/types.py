@@ -297,6 +297,16 @@ class Particular(Protocol):
 
 
 @runtime_checkable
+class Grained(Protocol):
+    """A model whose tokens have roles by their place in the document (patches of bits, workers)."""
+
+    @property
+    def grain(self) -> int:
+        """After so many tokens of a document the roles repeat: reading may begin anew at multiples of it."""
+        ...
+
+
+@runtime_checkable
 class Growing(Protocol):
     """A model that can become larger without changing what it predicts."""
 

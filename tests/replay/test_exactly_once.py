@@ -37,6 +37,17 @@ GATE = [
     *("signals.window_bytes=64", "signals.burn_in=1", "signals.gate=complexity"),
     *("signals.gate_close=0.35", "signals.gate_open=0.34"),
 ]
+REHEARSAL = [
+    *(
+        "rehearsal.how=surprise",
+        "rehearsal.share=0.4",
+        "rehearsal.slices=2",
+        "rehearsal.slice_tokens=16",
+        "rehearsal.context_tokens=9",
+    ),
+    "rehearsal.buffer_bytes=1024",  # a dozen slices: most of what was kept is replaced
+    *("holdout.share=0.2", "holdout.stretch_updates=3", "holdout.slice_tokens=8", "holdout.context_tokens=8"),
+]
 BITS = [
     *("tokenizer.name=bits", "model.name=none", "model.name=bit", "model.d_model=8", "model.n_layers=1"),
     *("model.n_heads=2", "model.context=16", "feed.update_tokens=125"),  # ends inside bytes
@@ -152,6 +163,9 @@ CASES = {
     "both, bits": [*MEMORY, *BITS],
     "both, gate": [*MEMORY, *GATE],
     "bpe": ["tokenizer.name=bpe", "tokenizer.file=BPE"],
+    "rehearsal": REHEARSAL,
+    "rehearsal by chance, three lanes, n-grams": [*REHEARSAL, *NGRAMS, "feed.lanes=3", "rehearsal.how=uniform"],
+    "rehearsal, bits, both": [*MEMORY, *BITS, *REHEARSAL],
     "signals and gate": GATE,
     "bpe, three lanes, n-grams": ["tokenizer.name=bpe", "tokenizer.file=BPE", "feed.lanes=3", *NGRAMS],
 }
@@ -175,6 +189,8 @@ def test_stopping_twice_anywhere_equals_never_stopping(
     if "bpe" not in case:
         assert sorted((whole / "graded.bytes").read_bytes()) == sorted(graded())
     assert len(expected) > 25
+    for kind in (b'"kind":"rehearsed"', b'"kind":"held_out"'):
+        assert ("rehearsal" in case) == any(kind in line for line in expected)
     assert ("gate" in case) == any(b'"kind":"gate"' in line for line in expected)
     step = 9 if "lanes" in case else 34 if "gate" in case else 17
     stops = [1, 2, 3, *range(4, len(expected) - 12, step)][2 * ("gate" in case) :]

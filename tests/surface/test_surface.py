@@ -76,6 +76,11 @@ def test_recipe_keys() -> None:
             *("burn_in", "drift", "gate", "gate_close", "gate_decay", "gate_open"),
             *("spike", "window_bytes"),
         ],
+        "rehearsal": [
+            *("alpha", "beta", "buffer_bytes", "context_tokens", "how", "share"),
+            *("slice_tokens", "slices", "uniform_share"),
+        ],
+        "holdout": ["buffer_bytes", "context_tokens", "share", "slice_tokens", "stretch_updates"],
     }
 
 
@@ -124,6 +129,8 @@ FIELDS = {
     "scored": {"batch", "bits", "documents", "kind", "n_bytes", "n_tokens", "seq"},
     "grown": {"batch", "context_reach", "flops_per_token", "kind", "n_parameters", "seq", "what"},
     "update": {"batch", "gradient_norm", "kind", "rate", "seq", "skipped"},
+    "rehearsed": {"batch", "bits", "kind", "n_bytes", "n_skipped", "n_updates", "seq"},
+    "held_out": {"batch", "bits", "kind", "n_bytes", "seq"},
     "signals": {
         "batch", "bits_per_byte", "complexity", "disorder", "divergence", "kind", "lane", "n_bytes", "n_tokens",
         "negentropy", "prediction_complexity", "prediction_negentropy", "seq", "symbiosis",
@@ -208,6 +215,20 @@ def test_a_mixture_also_says_what_its_parts_would_have_cost(
         whole = sum(r[f"{part}_bits"] for r in scored) / summary["n_bytes"]
         assert summary[f"{part}_bits_per_byte"] == pytest.approx(whole)
     assert "counts alone" in livelm_here("show", tmp_path / "run").out
+
+
+def test_rehearsing_and_holding_out_add_their_records(
+    tmp_path: Path, livelm_here: "Command", livelm_command: "Command"
+) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
+    more = ["--set", "rehearsal.share=0.5", "--set", "rehearsal.slice_tokens=16"]
+    more += ["--set", "holdout.share=0.5", "--set", "holdout.slice_tokens=8", "--set", "holdout.stretch_updates=2"]
+    livelm_here("run", tmp_path / "text.txt", "--out", tmp_path / "run", *livelm_command.tiny, *more)
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines()]
+    for kind in ("rehearsed", "held_out"):
+        assert all(set(r) == FIELDS[kind] for r in records if r["kind"] == kind)
+        assert any(r["kind"] == kind for r in records)
+    assert [r["seq"] for r in records if "seq" in r] == list(range(sum("seq" in r for r in records)))
 
 
 def test_what_show_prints_as_json(finished: Path, livelm_command: "Command") -> None:

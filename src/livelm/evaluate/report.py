@@ -1,7 +1,7 @@
 """Tables of runs: one beside the baselines, several beside each other, always over the same number of bytes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -33,6 +33,25 @@ def show_table(fold: Fold) -> RenderableType:
         parts.append(_alarms(fold.signals))
     parts += [Text(f"! {printable(warning)}", "bold yellow") for warning in fold.warnings]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+
+
+def forgetting_table(rows: Sequence[Mapping[str, float]]) -> RenderableType:
+    """What `livelm eval RUN` prints without a SOURCE: `forgetting.by_parts`, and then all of them as the last row."""
+    table = _table(
+        "held out of learning, by the network alone, in bits per byte",
+        *("up to byte", "slices", "bytes", "when read", "now", "backward transfer"),
+    )
+    for row in rows:
+        table.add_row(
+            "all" if row is rows[-1] else f"{row['to_byte']:,}",
+            f"{row['n_slices']:,}",
+            f"{row['n_bytes']:,}",
+            bits(row["first"]),
+            Text(bits(row["now"]), _HEAD),
+            f"{row['backward_transfer']:+.3f}",
+        )
+    note = "Backward transfer below 0 is forgetting; above 0, what came later helped."
+    return Group(table, Text(note, _DIM))
 
 
 def compare_table(folds: Mapping[str, Fold]) -> RenderableType:
@@ -131,13 +150,20 @@ def _facts(fold: Fold) -> Table:
         "nats per token": f"{fold.nats_per_token:.3f}" if fold.n_tokens else "-",
         "graded": f"{fold.n_bytes:,} bytes, {fold.n_tokens:,} tokens, {counted(fold.n_documents, 'document')}",
         "speed": f"{rate}, {duration(fold.at_s)} in all",
-        "updates": f"{fold.n_batches:,}, {fold.n_skipped} skipped",
+        "updates": f"{fold.n_batches:,}, {fold.n_skipped} skipped{_rehearsed(fold)}",
         "checkpoint": printable(fold.checkpoint[1]) if fold.checkpoint else "none",
         "state": f"{fold.state}{stopped}",
     }
     for name, value in facts.items():
         table.add_row(Text(name, _DIM), Text(value))
     return table
+
+
+def _rehearsed(fold: Fold) -> str:
+    if not fold.n_rehearsals:
+        return ""
+    cost = f" at {bits(fold.rehearsed_bits / fold.rehearsed_bytes)} bits per byte" if fold.rehearsed_bytes else ""
+    return f"; {fold.n_rehearsals:,} more by what was learned before{cost}"
 
 
 def _beside(fold: Fold) -> Table:

@@ -3,21 +3,25 @@
 from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sync_path
 from livelm.learn.growth import Growth
 from livelm.learn.guard import Guard
+from livelm.learn.holdout import Holdout
 from livelm.learn.learner import Learner, Optimizer
 from livelm.learn.listen import Listener, listen
 from livelm.learn.mixed import BesideLearner, MemoryLearner, MixedBitLearner, MixedLearner
 from livelm.learn.policy import apply_policy, inherit, learning_kinds, settings_for
+from livelm.learn.rehearsal import Rehearsal
 
 __all__ = [
     "BesideLearner",
     "Growth",
     "Guard",
+    "Holdout",
     "Learner",
     "Listener",
     "MemoryLearner",
     "MixedBitLearner",
     "MixedLearner",
     "Optimizer",
+    "Rehearsal",
     "apply_policy",
     "inherit",
     "learning_kinds",

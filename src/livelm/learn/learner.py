@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from livelm.config import LearnSettings
 from livelm.errors import CheckpointError, ContractError
 from livelm.learn.guard import Guard
 from livelm.learn.score_first import ScoreFirst
+from livelm.learn.slices import Recalled, cost
 from livelm.optim import set_rates
 from livelm.types import Batch, Scored, State, Update
 
@@ -56,13 +58,37 @@ class Learner(ScoreFirst):
         super().__init__()
         n_lanes, self._n_vocabulary, self._mark = shape
         self.model, self.optimizer = model, optimizer
-        self._rate_factor, self._settings = rate_factor, settings
+        self._rate_factor, self.settings = rate_factor, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._guard = Guard(settings)
         self.n_updates = 0
         self.rate_scale: Callable[[int], float] = lambda _: 1.0
         """Multiplies every rate too; growth sets it."""
         self.reset_lanes(n_lanes)
+
+    @property
+    def seal(self) -> object:
+        """What marks the things that this learner graded."""
+        return self._seal
+
+    def rehearse(
+        self, recalled: Recalled, weights: Float[Tensor, " B"], guard: Guard
+    ) -> tuple[Float[Tensor, " B"], str | None]:
+        """One more step, by slices of what was graded and learned before; lanes and grades are not touched.
+
+        The loss is the weighted mean over slices of what their wanted tokens cost, for each token of a slice; rates are
+        those of the last update. Returns the nats of the wanted tokens of each slice, and why the step was refused by
+        `guard`, if it was. Raises ContractError for a frozen learner, and before what was scored last was learned.
+        """
+        if self.frozen or self._pending is not None:
+            raise ContractError("a frozen learner, or one that has not learned yet what it scored, does not rehearse.")
+        nats = cost(self.model, recalled)
+        self.optimizer.zero_grad()
+        loss = (nats * weights.to(nats.dtype)).mean() / recalled.wanted.shape[1]
+        _, skipped = self._backward(loss, guard)
+        if skipped is None:
+            self.optimizer.step()
+        return nats.detach(), skipped
 
     def reset_lanes(self, n_lanes: int) -> None:
         """Begin every lane anew, as if nothing had been read; the weights stay."""
@@ -164,7 +190,8 @@ class Learner(ScoreFirst):
         """Carry on what the next batch begins with."""
         self.lanes, self._last, self._last_starts = lanes, batch.tokens[:, -1:], batch.starts[:, -1:]
 
-    def _backward(self, loss: Tensor) -> tuple[float, str | None]:
+    def _backward(self, loss: Tensor, guard: Guard | None = None) -> tuple[float, str | None]:
+        """Gradients, clipped; their norm, and why `guard` (by default the one of updates) refuses them, if it does."""
         if not math.isfinite(float(loss.detach())):
             return math.nan, "the loss is not finite"
         if not loss.requires_grad:  # nothing that learns had a part in it: workers' state, and no worker was there
@@ -172,8 +199,8 @@ class Learner(ScoreFirst):
         loss.backward()
         # rows touched by chance (n-gram tables) have sparse gradients and a learning rule that needs no clipping
         dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
-        norm = nn.utils.clip_grad_norm_(dense, self._settings.clip)
-        return float(norm), self._guard.judge(float(norm))
+        norm = nn.utils.clip_grad_norm_(dense, self.settings.clip)
+        return float(norm), (guard or self._guard).judge(float(norm))
 
 
 def check_batch(batch: Batch, n_lanes: int, n_vocabulary: int) -> None:

@@ -10,7 +10,8 @@ class ScoreFirst:
     Weights are graded by whole batches: `score` leaves them alone, `update` changes them, by what was just scored.
     Counts are graded byte by byte: inside `score` each byte is graded first and learned then, before the next byte is
     graded, so that they too never learn what was not graded; `update` has nothing left to do for them. A learner that
-    must only grade is frozen first: then neither changes.
+    must only grade is frozen first: then neither changes. Rehearsal (`learn.rehearsal`) lets a network learn again from
+    what was graded and learned by this rule, and grades nothing.
     """
 
     def __init__(self) -> None:

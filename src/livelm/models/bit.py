@@ -158,6 +158,11 @@ class Bit(nn.Module):
         n = layout.n_symbols
         self.context_reach: int | None = 2 * n - 1 + config.n_layers * (config.context - 1) * n
 
+    @property
+    def grain(self) -> int:
+        """Tokens of a patch."""
+        return self.layout.n_symbols
+
     def require(self, tokenizer: Tokenizer) -> None:
         """Raise ConfigError where tokenizer and model do not mean the same by a patch."""
         parity = getattr(tokenizer, "n_symbols", 8) == 9

@@ -187,6 +187,11 @@ class Worker(nn.Module):
         hears = (config.stride - 1) + (config.context - 1) + (config.n_taps - 1)
         self.context_reach: int | None = config.n_layers * hears + config.n_taps - 1 + max((1, *config.ngrams))
 
+    @property
+    def grain(self) -> int:
+        """From worker to worker."""
+        return self.config.stride
+
     def init_state(self, n_lanes: int) -> State:
         """No keys yet, nothing heard, nothing to look back on."""
         c, device = self.config, self.embed.weight.device

@@ -66,6 +66,8 @@ class Fold:
         """What each part of a mixture would have cost alone, from where it was first said; NaN where it never was."""
         self.at_s = 0.0
         self.spans: dict[str, float] = dict.fromkeys(SPANS, 0.0)
+        self.n_rehearsals = self.rehearsed_bytes = 0
+        self.rehearsed_bits = 0.0
         self.gradient_norm = self.rate = None
         self.skipped: str | None = None  # why, at the latest skipped update
         self.resident_bytes: int | None = None
@@ -183,6 +185,8 @@ class Fold:
             "n_tokens": self.n_tokens,
             "n_batches": self.n_batches,
             "n_skipped_updates": self.n_skipped,
+            "n_rehearsals": self.n_rehearsals,
+            "rehearsed_bits_per_byte": self.rehearsed_bits / self.rehearsed_bytes if self.rehearsed_bytes else None,
             "n_warnings": self.n_warnings,
             "bytes_per_s": _finite(self.bytes_per_s),
             "documents_per_s": _finite(self.documents_per_s),
@@ -244,6 +248,11 @@ class Fold:
             self.skipped = str(record["skipped"])[:_MAX_TEXT]
         self.signals.take_update(self._latest_bytes)
 
+    def _take_rehearsed(self, record: Mapping[str, Any]) -> None:
+        self.n_rehearsals += int(record["n_updates"])
+        self.rehearsed_bytes += int(record["n_bytes"])
+        self.rehearsed_bits += float(record["bits"])
+
     def _take_grown(self, record: Mapping[str, Any]) -> None:
         sizes = {name: record[name] for name in ("n_parameters", "flops_per_token", "context_reach")}
         self.run = {**(self.run or {}), **sizes}  # what it has become; record 0 says what it was
@@ -295,7 +304,7 @@ class Fold:
 
 
 _KINDS = (
-    *("run", "document", "scored", "update", "grown", "signals", "alarm", "gate"),  # facts
+    *("run", "document", "scored", "update", "rehearsed", "grown", "signals", "alarm", "gate"),  # facts
     *("spans", "memory", "source", "baseline", "saved", "resumed", "warning", "stopped"),  # observations
 )
 _HANDLERS = {kind: getattr(Fold, f"_take_{kind}") for kind in _KINDS}

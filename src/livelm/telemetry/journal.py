@@ -1,8 +1,8 @@
 """The one journal: JSON lines, written in order, from which every number and picture is folded.
 
-Facts (`run document scored update signals alarm gate grown`) carry `seq` and are reproducible bit for bit. Observations
-(`spans memory source baseline saved resumed warning stopped`) carry `at_s`, the seconds of active run time, and depend
-on the machine.
+Facts (`run document scored update rehearsed held_out signals alarm gate grown`) carry `seq` and are reproducible bit
+for bit. Observations (`spans memory source baseline saved resumed warning stopped`) carry `at_s`, the seconds of active
+run time, and depend on the machine.
 """
 
 import json
@@ -16,7 +16,7 @@ from livelm.types import Record
 SCHEMA = 1
 BURST = 128
 """Records that wait at most to be encoded."""
-FACTS = frozenset({"run", "document", "scored", "update", "signals", "alarm", "gate", "grown"})
+FACTS = frozenset({"run", "document", "scored", "update", "rehearsed", "held_out", "signals", "alarm", "gate", "grown"})
 
 
 class Journal:
