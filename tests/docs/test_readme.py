@@ -145,10 +145,10 @@ def test_a_command_in_the_docs_works(
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run."""
+    """A small run, which held something out of learning."""
     folder = tmp_path_factory.mktemp("learned")
     (folder / "text").write_text(TEXT)
-    Command()("run", folder / "text", "--out", folder / "run", *LIMIT, *TINY)
+    Command()("run", folder / "text", "--out", folder / "run", *LIMIT, *TINY, "--set", "holdout.share=0.5")
     return folder / "run"
 
 
