@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drain3 import TemplateMiner
-from drain3.masking import MaskingInstruction
-from drain3.template_miner_config import TemplateMinerConfig
+from drain3 import TemplateMiner  # type: ignore[import-not-found]  # of the extra `bench`
+from drain3.masking import MaskingInstruction  # type: ignore[import-not-found]  # of the extra `bench`
+from drain3.template_miner_config import TemplateMinerConfig  # type: ignore[import-not-found]  # of the extra `bench`
 
 from bench.hdfs_like import stream
 from bench.record import keep
