@@ -25,6 +25,7 @@ RUNS: list[tuple[list[str], Path | None]] = [
     (["bench.watch", "--blocks", "1200", "--keep"], DATA / "logs" / "BGL" / "BGL_2k.log"),
     (["bench.dynamic_tokens", "segment", str(SHAKESPEARE), "--keep", "segments-text"], SHAKESPEARE),
     (["bench.dynamic_tokens", "race", str(SHAKESPEARE), "--keep", "shakespeare"], SHAKESPEARE),
+    (["bench.poison", str(SHAKESPEARE), "--keep", "poison"], SHAKESPEARE),
     (["bench.efficiency", "--keep"], None),
     (["bench.slow_servers", "--keep"], None),
     (["bench.extraction", "--keep"], PAGES),
