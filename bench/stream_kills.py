@@ -9,6 +9,7 @@ journal and the graded bytes, against what the site, the writer and the feed hav
 import argparse
 import json
 import random
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -212,7 +213,7 @@ def spooled(learner: Learner) -> list[Document]:
 
 def _stop(learner: Learner) -> None:
     code = learner.stop()
-    if code:
+    if code not in (0, -signal.SIGTERM):  # told to end while it still loads, a process has nothing to save
         raise RuntimeError(f"the learner ended with {code}, see {learner.log}")
 
 
