@@ -12,7 +12,7 @@ import torch
 
 from livelm.config import HoldoutSettings
 from livelm.learn.learner import Learner
-from livelm.learn.slices import Slicer, cost, recall
+from livelm.learn.slices import Slicer, cost, recall, take_over
 from livelm.memory.reservoir import Reservoir
 from livelm.types import LN_2, Grained, Record, Scored
 
@@ -94,11 +94,7 @@ class Holdout:
 
     def inherit(self, state: dict[str, Any]) -> bool:
         """Take only the slices (`fork`), if they have the form that these settings give them; whether they do."""
-        if not self.kept.fits(state["kept"]):
-            return False
-        self.kept.load_state_dict(state["kept"])
-        self._slicer.follow(state["slicer"])
-        return True
+        return take_over(self.kept, self._slicer, state)
 
     def _decide(self) -> None:
         if not self._n_left:

@@ -13,7 +13,7 @@ from livelm.config import RehearsalSettings
 from livelm.errors import ContractError
 from livelm.learn.guard import Guard
 from livelm.learn.learner import Learner
-from livelm.learn.slices import Slicer, recall
+from livelm.learn.slices import Slicer, recall, take_over
 from livelm.memory.drawing import chances, draw, importance
 from livelm.memory.reservoir import Reservoir
 from livelm.types import LN_2, Grained, Record, Scored, Update
@@ -83,11 +83,7 @@ class Rehearsal:
 
     def inherit(self, state: dict[str, Any]) -> bool:
         """Take only the slices (`fork`), if they have the form that these settings give them; whether they do."""
-        if not self.kept.fits(state["kept"]):
-            return False
-        self.kept.load_state_dict(state["kept"])
-        self._slicer.follow(state["slicer"])
-        return True
+        return take_over(self.kept, self._slicer, state)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """(B,) rows of the slices that are rehearsed next, and their weights in the loss."""

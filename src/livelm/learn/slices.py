@@ -115,3 +115,12 @@ def cost(model: Any, recalled: Recalled) -> Float[Tensor, " B"]:
     state = model.init_state(len(recalled.inputs))
     nats, _ = model.nats(recalled.inputs, recalled.starts, recalled.targets, state)
     return (nats[:, -recalled.wanted.shape[1] :] * recalled.wanted).sum(dim=1)
+
+
+def take_over(kept: Reservoir, slicer: Slicer, state: dict[str, Any]) -> bool:
+    """Go on with the slices of another run's `state`, if they have the form of `kept`; whether they do."""
+    if not kept.fits(state["kept"]):
+        return False
+    kept.load_state_dict(state["kept"])
+    slicer.follow(state["slicer"])
+    return True

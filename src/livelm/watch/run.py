@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from livelm.config import Budget, Recipe
 from livelm.errors import LivelmError, SourceError
@@ -14,6 +14,7 @@ from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.session import Stop
 from livelm.sources import open_sources
+from livelm.telemetry.terminal import Listener
 from livelm.types import Acknowledging, Cursor, Document, Keeping, Record, Source
 from livelm.watch.cut import Cutter
 from livelm.watch.kept import Kept
@@ -22,14 +23,6 @@ from livelm.watch.watcher import Watcher
 
 N_AHEAD = 16
 """Pieces read ahead."""
-
-
-class View(Protocol):
-    """Something that is told the records of a watch."""
-
-    def take(self, record: Record) -> None:
-        """Take one record."""
-        ...
 
 
 @dataclass(slots=True)
@@ -146,7 +139,7 @@ class Watch:
                 self.save()
 
 
-def run_watch(watch: Watch, views: Sequence[View]) -> Record:
+def run_watch(watch: Watch, views: Sequence[Listener]) -> Record:
     """Drive a watch to its end, telling every view; the last record, which sums it up.
 
     A view whose reader is gone ends the watch, and is told nothing more. Raises what `Watch.records` does.

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from livelm.telemetry.frame import amount, printable
-from livelm.types import Record
 
 MARKED = "bold red"
 FAINT = "dim"
@@ -30,7 +30,7 @@ class TextView:
         self._console = console or Console()
         self._unicode = self._console.encoding.lower().startswith("utf")
 
-    def take(self, record: Record) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
         match record["kind"]:
             case "surprise":
@@ -40,7 +40,7 @@ class TextView:
             case "watched":
                 self._say(self._summary(record))
 
-    def _surprise(self, r: Record) -> Text:
+    def _surprise(self, r: Mapping[str, Any]) -> Text:
         head = Text.assemble((f"{r['score']:.1f} bits", "bold"), "  ", self._name(r))
         limit = "" if r["threshold"] is None else f", alarm from {r['threshold']:.1f}"
         excess = f"{r['bits_per_byte']:.2f} bits per byte ({r['excess']:+.2f} against expected){limit}"
@@ -56,7 +56,7 @@ class TextView:
             head.append(f"\n  missing: {self._safe(text)}" if text else "", FAINT)
         return head
 
-    def _name(self, r: Record) -> str:
+    def _name(self, r: Mapping[str, Any]) -> str:
         if "group" in r:
             how = "closed" if r["closed"] else "still open"
             return self._safe(f"{r['group']} ({r['n_lines']} lines, {how})")
@@ -64,13 +64,13 @@ class TextView:
             f":{r['line']}" if "line" in r else "" if r["part"] == 1 else f" part {r['part']}"
         )
 
-    def _drift(self, r: Record) -> Text:
+    def _drift(self, r: Mapping[str, Any]) -> Text:
         what = f"{SIGNALS[r['signal']]} went {r['direction']} from {r['before']:.3f} to {r['now']:.3f}"
         return Text(
             f"drift: {what}, {r['n_windows']} windows ago, noticed at line or document {r['document']:,}", "yellow"
         )
 
-    def _summary(self, r: Record) -> Text:
+    def _summary(self, r: Mapping[str, Any]) -> Text:
         said = [f"{amount(r['documents'])} documents, {amount(r['n_bytes'], 'B')}", f"{r['surprises']} surprises"]
         said += [f"{r['held_back']} more held back"] if r["held_back"] else []
         said += [f"{r['open_groups']} groups still open"] if r["open_groups"] else []
@@ -101,7 +101,7 @@ class JsonView:
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
 
-    def take(self, record: Record) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         """Write one record, at once."""
         self._out.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
         self._out.flush()

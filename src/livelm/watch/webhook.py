@@ -8,13 +8,13 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from livelm.errors import ConfigError
-from livelm.types import Record
 
 MAX_WAITING = 256
 """Records that wait at most; the oldest is dropped for a new one."""
@@ -53,7 +53,7 @@ class Webhook:
         self._thread = threading.Thread(target=self._work, name="livelm-webhook", daemon=True)
         self._thread.start()
 
-    def take(self, record: Record) -> None:
+    def take(self, record: Mapping[str, Any]) -> None:
         """Queue a record, unless it only sums up; never waits."""
         if record.get("kind") == "watched":
             return
