@@ -12,9 +12,12 @@ from livelm.errors import CheckpointError, ConfigError, ContractError
 from livelm.memory.contexts import INDEX, start_document
 from livelm.memory.join import (
     LEARNED,
+    Expected,
     Join,
     bits_of_bytes,
     build_join,
+    expect_nothing,
+    expected_of,
     join,
     join_tree,
     logits_of_marks,
@@ -31,11 +34,12 @@ from livelm.memory.tables import (
     build_moment,
     build_said,
     build_tables,
+    count_inputs,
     fresh_rows,
     lane_bytes,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 SHORTEST_HISTORY = 4096
 """Bytes of the past that each lane keeps at least."""
 OWN = {*CONSTANTS, *LANE}
@@ -91,13 +95,14 @@ class CountMemory:
             )
         self.n_lanes = n_lanes
         self._active = [INDEX[name] for name in PRESETS[settings.contexts]]
+        self._n_inputs = count_inputs(len(self._active))
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         history = max(SHORTEST_HISTORY, (self.settings.history_mib << 20) >> (self.n_lanes - 1).bit_length())
         budget = self.settings.budget_mib << 20
-        self._join: Join = build_join()
+        self._join: Join = build_join(self._n_inputs)
         left = budget - sum(table.nbytes for table in self._join) - (self.n_lanes - 1) * lane_bytes(history)
         self._tables: Tables = build_tables(self._active, left, history, self.settings.salt)
         own = {name: getattr(self._tables, name) for name in LANE}
@@ -135,7 +140,7 @@ class CountMemory:
 
     def read(self, tokens: NDArray[np.int64], modes: Modes, lane: int = 0) -> Said:
         """As `cost`, but returns all that a network needs to join."""
-        said = build_said(len(tokens), len(tokens))
+        said = build_said(len(tokens), len(tokens), n_inputs=self._n_inputs)
         score(self._lanes[lane], self._moment, tokens, modes, said)
         return said
 
@@ -156,21 +161,23 @@ class CountMemory:
         bit_logits: NDArray[np.float64],
         flag_logits: NDArray[np.float64],
         network_bits: NDArray[np.float64],
+        expected: Expected | None = None,
     ) -> NDArray[np.float64]:
         """(n, 9) cost in bits of the eight bits of each token, and of the news whether a document opens, when a network
         joins what `read` said of them; learns whom to trust.
 
         `bit_logits` (n, 8): the network's logit of each bit of the byte after the bits before it; `flag_logits` (n,):
-        that a document opens; `network_bits` (n,): what it paid alone. Raises ContractError for another shape.
+        that a document opens; `network_bits` (n,): what it paid alone; `expected`: of a network over bytes. Raises
+        ContractError for another shape.
         """
         n = len(tokens)
         if bit_logits.shape != (n, 8) or flag_logits.shape != (n,) or network_bits.shape != (n,):
             raise ContractError(
                 f"a network's bits are {bit_logits.shape}, the memory needs ({n}, 8), and ({n},) twice."
             )
-        costs, s = np.empty((n, 9)), said
-        of_counts = s.opinions, s.chosen, s.flags, s.bits
-        join(self._join, tokens, modes, bit_logits, flag_logits, *of_counts, network_bits, costs)
+        costs = np.empty((n, 9))
+        of_network = bit_logits, flag_logits, network_bits, expected or expect_nothing(n)
+        join(self._join, tokens, modes, *of_network, said, costs)
         return costs
 
     def mix_bytes(self, said: Said, tokens: NDArray[np.int64], modes: Modes, log_probs: NDArray[np.float32]) -> Costs:
@@ -186,24 +193,22 @@ class CountMemory:
         graded = modes & GRADE != 0
         network = np.where(graded, -log_probs[np.arange(n), tokens].astype(np.float64) / _LN_2, 0.0)
         network = np.nan_to_num(network, nan=8.0, posinf=8.0)
-        mixture = self.mix(said, tokens, modes, bit_logits, logits_of_marks(log_probs[:, MARK]), network).sum(axis=1)
-        return Costs(mixture, np.where(graded, said.bits, 0.0), network)
+        says = bit_logits, logits_of_marks(log_probs[:, MARK]), network, expected_of(log_probs)
+        return Costs(self.mix(said, tokens, modes, *says).sum(axis=1), np.where(graded, said.bits, 0.0), network)
 
     def distribution(self, lane: int = 0, log_probs: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         """(257,) natural logarithms of the next token's probabilities, by which it would be graded; learns nothing.
 
         With a network's (257,) log probabilities it is the mixture's. Raises ContractError for another shape.
         """
-        said = build_said(1, n_nodes=256)
+        said = build_said(1, n_nodes=256, n_inputs=self._n_inputs)
         distribute(self._lanes[lane], self._moment, said)
         tree, flag = said.tree, _squash(said.flags[0])
         if log_probs is None:
             return np.log(np.append(tree[256:] * (1 - flag), flag))
         checked, logits = _checked(log_probs[None], 1), np.zeros(256)
         nodes_of_bytes(checked, tree, logits)
-        join_tree(
-            self._join, logits, logits_of_marks(checked[:, MARK])[0], said.nodes, said.chosen, said.flags[0], tree
-        )
+        join_tree(self._join, logits, logits_of_marks(checked[:, MARK])[0], expected_of(checked), said)
         return np.log(np.append(tree[256:], tree[0]))
 
     def state_dict(self) -> dict[str, Any]:

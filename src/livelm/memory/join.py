@@ -1,8 +1,10 @@
-"""A network's opinion enters bit by bit: one more layer of mixing, over what the counts said and what the network says.
+"""A network's opinion enters bit by bit: one more layer of mixing, over what every context and the network says.
 
 The network gives the logit of each bit of a byte after the bits before it, whether it predicts bytes (then the logits
-follow from sums of its probabilities) or bits. Small contexts choose the weights: how sure both are and whether they
-agree, how much the counts know here, which of the two was better lately. Whether a document opens is one bit more.
+follow from sums of its probabilities) or bits. Its mixers begin as the counts' own verdict and learn, beside the
+network's, what to add or take of each context where a network is there: most of what it knows some context knew too.
+Small contexts choose the weights: how sure both are and whether they agree, how much the counts know here, which of the
+two was better lately, which byte the network expects, what was read last. Whether a document opens is one bit more.
 """
 
 import math
@@ -14,32 +16,36 @@ from numpy.typing import NDArray
 from livelm.memory.compiled import called, compiled, inlined
 from livelm.memory.kernel import GRADE, LEARN, MARK, MARKS, SURENESS
 from livelm.memory.mixing import LEAST, add_scaled, clip, dot, squash
-from livelm.memory.tables import OPINIONS, Said
+from livelm.memory.tables import Said
 
-INPUTS = 8
-"""The network's logit, its probability less a half, a constant, the opinions of the counts, and zeros."""
-N_SETS = 5
-_FIRST = OPINIONS + 3
-_SURE_STEPS = 8
-ROWS = 1025
-"""Rows of each set of weights."""
+OWN = 5
+"""Inputs before those of the contexts: the network's logit, its probability less a half, a constant, the logit of the
+counts, and that of their mixers."""
+COUNTS = 3
+CONTEXT_SCALE = 0.55
+"""Of the contexts' inputs: such a scale is a rate of 0.3 times that of the others."""
+SET_ROWS = (256, 128, 1024, 1024, 192, 192, 2056, 2048, 4096, 1024)
+"""Rows of each set of weights; what chooses the row is in `choose`."""
+N_SETS = len(SET_ROWS)
+ROWS = sum(SET_ROWS) + 1
 FLAG_ROW = ROWS - 1
-RATE = 0.002
-"""Of the weights; 0.001 gained 0.37 % in place of 0.41 over 256 KB of tinyshakespeare, 0.02 lost."""
-FIRST_COUNTS, FIRST_NETWORK = 1.0, 0.0
+RATE, RATE_FIRST, FIRST_BYTES = 0.001, 0.01, 16384.0
+"""Of the weights, and what is added at first. Twice or half of either lost 0.05 to 0.2 % of the bits."""
+FLAG_RATE = 0.002
 LATELY = 1 / 24
 """How much the newest byte weighs in the comparison of late costs."""
 _LEAST_BYTE = 1e-7
 """A network's probability of a byte is taken as no less than this, whatever it says."""
+_FIRST_OF_SET = tuple(sum(SET_ROWS[:k]) for k in range(N_SETS))
 
 
 class Join(NamedTuple):
     """What is learned where a network joins, and room for one byte."""
 
     weights: NDArray[np.float32]
-    """(N_SETS * ROWS, INPUTS)."""
+    """(ROWS, inputs)."""
     lead: NDArray[np.float64]
-    """(1,) how many bits per byte the counts paid more than the network lately."""
+    """(2,) how many bits per byte the counts paid more than the network lately; how many bytes were learned."""
     # room
     inputs: NDArray[np.float32]
     rows: NDArray[np.int64]
@@ -50,17 +56,39 @@ LEARNED = ("weights", "lead")
 """What a checkpoint holds of it."""
 
 
-def build_join() -> Join:
-    """Weights that trust the counts first: they learn from one look."""
-    weights = np.zeros((N_SETS * ROWS, INPUTS), np.float32)
-    weights[:, 0], weights[:, 3] = FIRST_NETWORK, FIRST_COUNTS
+class Expected(NamedTuple):
+    """What a network says of n bytes as wholes."""
+
+    top: NDArray[np.int64]
+    """(n,) the byte it thinks most probable, or -1 where it does not say."""
+    sure: NDArray[np.int64]
+    """(n,) 0 to 7: how probable it thinks that byte."""
+
+
+def build_join(n_inputs: int) -> Join:
+    """Weights that trust the counts first: they learn from one look. `n_inputs`: of the counts' mixers."""
+    width = -(-(OWN + n_inputs) // 16) * 16
+    weights = np.zeros((ROWS, width), np.float32)
+    weights[:, COUNTS] = 1.0
     return Join(
         weights=weights,
-        lead=np.zeros(1),
-        inputs=np.zeros((9, INPUTS), np.float32),
+        lead=np.zeros(2),
+        inputs=np.zeros((9, width), np.float32),
         rows=np.zeros((9, N_SETS), np.int64),
         logits=np.zeros((9, N_SETS)),
     )
+
+
+def expected_of(log_probs: NDArray[np.float32]) -> Expected:
+    """Of (n, 257) natural logarithms of a network."""
+    top = log_probs[:, :MARK].argmax(axis=1)
+    best = np.nan_to_num(log_probs[np.arange(len(top)), top].astype(np.float64), nan=-9.0).clip(-9.0, 0.0)
+    return Expected(top.astype(np.int64), np.minimum(7, np.exp(best) * 8).astype(np.int64))
+
+
+def expect_nothing(n: int) -> Expected:
+    """Of a network that predicts bits."""
+    return Expected(np.full(n, -1), np.zeros(n, np.int64))
 
 
 @inlined
@@ -70,34 +98,47 @@ def sureness(logit):
 
 
 @inlined
-def mix(j: Join, b, prefix, network, opinions, at, known, foretold):
+def points(byte, b, prefix):
+    """1 or 2: what bit `b` of `byte` is; 0 if its first bits are not those of `prefix`, or there is none."""
+    return 1 + ((byte >> (7 - b)) & 1) if byte >= 0 and (byte | 256) >> (8 - b) == prefix else 0
+
+
+@inlined
+def choose(j: Join, b, prefix, network, counts, chosen, top, sure):
+    """The row of each set of weights."""
+    known, foretold = chosen[0], points(chosen[1], b, prefix)
+    both = (sureness(counts) << 3 | sureness(network)) << 1 | (counts * network > 0)
+    agree = 0 if foretold == 0 else 1 + ((foretold == 2) == (network > 0))
+    lately = int(max(-8.0, min(7.0, j.lead[0] * 4.0))) + 8
+    pointed = points(top, b, prefix)
+    rows = j.rows
+    rows[b, 0] = prefix
+    rows[b, 1] = both
+    rows[b, 2] = known << 3 | b
+    rows[b, 3] = (lately << 3 | sureness(network)) << 3 | b
+    rows[b, 4] = (agree << 3 | sureness(counts)) << 3 | b
+    rows[b, 5] = (pointed << 3 | sure) << 3 | b
+    rows[b, 6] = (top if pointed else 256) << 3 | b
+    rows[b, 7] = chosen[2] << 3 | b
+    rows[b, 8] = chosen[3] << 3 | b
+    rows[b, 9] = chosen[4] << 3 | b
+    for k in range(N_SETS):
+        rows[b, k] += _FIRST_OF_SET[k]
+
+
+@inlined
+def mix(j: Join, b, prefix, network, opinions, inputs, at, chosen, top, sure):
     """The probability that bit `b` is one; keeps in `j` what learning it will need."""
     x = j.inputs
     counts, network = clip(opinions[at, 0]), clip(network)
     x[b, 0], x[b, 1], x[b, 2] = network, (squash(network) - 0.5) * SURENESS, 0.3
-    for k in range(OPINIONS):
-        x[b, 3 + k] = opinions[at, k]
-    x[b, 3] = counts
-    sure = (sureness(counts) * _SURE_STEPS + sureness(network)) << 1 | (counts * network > 0)
-    agree = 0
-    if foretold >= 0 and (foretold | 256) >> (8 - b) == prefix:
-        agree = 1 + ((foretold >> (7 - b)) & 1 == (network > 0))
-    lately = int(max(-8.0, min(7.0, j.lead[0] * 4.0))) + 8
-    j.rows[b, 0] = prefix
-    j.rows[b, 1] = sure
-    j.rows[b, 2] = known << 3 | b
-    j.rows[b, 3] = (lately << 3 | sureness(network)) << 3 | b
-    j.rows[b, 4] = (agree << 3 | sureness(counts)) << 3 | b
-    return finish_mix(j, b)
-
-
-@inlined
-def finish_mix(j: Join, b):
-    """The mean of the sets' logits, as a probability."""
+    x[b, 3], x[b, 4] = counts, opinions[at, 1]
+    for i in range(inputs.shape[1]):
+        x[b, OWN + i] = inputs[at, i] * np.float32(CONTEXT_SCALE)
+    choose(j, b, prefix, network, counts, chosen, top, sure)
     total = 0.0
     for k in range(N_SETS):
-        j.rows[b, k] += k * ROWS
-        j.logits[b, k] = clip(dot(j.weights, j.rows[b, k], j.inputs, b))
+        j.logits[b, k] = clip(dot(j.weights, j.rows[b, k], x, b))
         total += j.logits[b, k]
     return max(LEAST, min(1 - LEAST, squash(total / N_SETS)))
 
@@ -105,32 +146,35 @@ def finish_mix(j: Join, b):
 @inlined
 def learn_mix(j: Join, b, bit):
     """Correct the weights by what bit `b` was."""
+    rate = RATE + RATE_FIRST / (1.0 + j.lead[1] / FIRST_BYTES)
     for k in range(N_SETS):
         error = (1.0 if bit else 0.0) - squash(j.logits[b, k])
-        add_scaled(j.weights, j.rows[b, k], j.inputs, b, error * RATE)
+        add_scaled(j.weights, j.rows[b, k], j.inputs, b, error * rate)
 
 
 @called
 def mix_flag(j: Join, network, counts):
     """The probability that a document opens here, from two logits; kept as bit 8."""
     j.inputs[8, :] = 0
-    j.inputs[8, 0], j.inputs[8, 2], j.inputs[8, 3] = max(-16.0, network), 0.3, max(-16.0, counts)
-    total = 0.0
-    for k in range(N_SETS):
-        j.rows[8, k] = k * ROWS + FLAG_ROW
-        j.logits[8, k] = dot(j.weights, j.rows[8, k], j.inputs, 8)
-        total += j.logits[8, k]
-    return max(1e-7, min(1 - 1e-7, squash(total / N_SETS)))
+    j.inputs[8, 0], j.inputs[8, 2], j.inputs[8, COUNTS] = max(-16.0, network), 0.3, max(-16.0, counts)
+    j.logits[8, 0] = dot(j.weights, FLAG_ROW, j.inputs, 8)
+    return max(1e-7, min(1 - 1e-7, squash(j.logits[8, 0])))
+
+
+@inlined
+def learn_flag(j: Join, opened):
+    """Correct the weights of bit 8."""
+    add_scaled(j.weights, FLAG_ROW, j.inputs, 8, ((1.0 if opened else 0.0) - squash(j.logits[8, 0])) * FLAG_RATE)
 
 
 @compiled
-def join(j: Join, tokens, modes, bit_logits, flag_logits, opinions, chosen, flags, counts_bits, network_bits, costs):
+def join(j: Join, tokens, modes, bit_logits, flag_logits, network_bits, expected: Expected, said: Said, costs):
     """Cost in bits of each bit of each token, and of the news whether a document opens, into `costs` (n, 9).
 
     Learns each token before the next is asked about.
 
-    Of the network: `bit_logits` (n, 8) along the bits of each byte, `flag_logits` (n,) that a document opens, and what
-    each token cost it alone. Of the counts: what `Said` holds.
+    Of the network: `bit_logits` (n, 8) along the bits of each byte, `flag_logits` (n,) that a document opens, what each
+    token cost it alone, and what it expected.
     """
     for at in range(tokens.shape[0]):
         token, mode = np.int64(tokens[at]), modes[at]
@@ -138,34 +182,39 @@ def join(j: Join, tokens, modes, bit_logits, flag_logits, opinions, chosen, flag
         if not mode & GRADE:
             continue
         if mode & MARKS:
-            q = mix_flag(j, flag_logits[at], flags[at])
+            q = mix_flag(j, flag_logits[at], said.flags[at])
             costs[at, 8] = -math.log2(q if token == MARK else 1 - q)
             if mode & LEARN:
-                learn_mix(j, 8, token == MARK)
+                learn_flag(j, token == MARK)
         if token == MARK:
             continue
         for b in range(8):
             prefix, bit = (token | 256) >> (8 - b), (token >> (7 - b)) & 1
-            p = mix(j, b, prefix, bit_logits[at, b], opinions, at * 8 + b, chosen[at, 0], chosen[at, 1])
+            network, row = bit_logits[at, b], at * 8 + b
+            top, sure = expected.top[at], expected.sure[at]
+            p = mix(j, b, prefix, network, said.opinions, said.inputs, row, said.chosen[at], top, sure)
             costs[at, b] = -math.log2(p if bit else 1 - p)
         if mode & LEARN:
             for b in range(8):
                 learn_mix(j, b, (token >> (7 - b)) & 1)
-            lead = max(-8.0, min(8.0, counts_bits[at] - network_bits[at]))
+            lead = max(-8.0, min(8.0, said.bits[at] - network_bits[at]))
             j.lead[0] += (lead - j.lead[0]) * LATELY
+            j.lead[1] += 1
 
 
 @compiled
-def join_tree(j: Join, node_logits, flag_logit, nodes, chosen, flag, tree):
-    """The mixture's probability of every node of the tree of bits into `tree` (512,), and that a document opens at 0.
+def join_tree(j: Join, node_logits, flag_logit, expected: Expected, said: Said):
+    """The mixture's probability of every node of the tree of bits into `said.tree`, and that a document opens at 0.
 
-    `node_logits` (256,): the network's logit at each inner node; `nodes`, `chosen`, `flag`: of `Said`. Learns nothing.
+    `node_logits` (256,): the network's logit at each inner node. Learns nothing.
     """
-    tree[0] = mix_flag(j, flag_logit, flag)
+    tree = said.tree
+    tree[0] = mix_flag(j, flag_logit, said.flags[0])
     tree[1] = 1 - tree[0]
     for b in range(8):
         for prefix in range(1 << b, 2 << b):
-            p = mix(j, b, prefix, node_logits[prefix], nodes, prefix, chosen[0, 0], chosen[0, 1])
+            network, top, sure = node_logits[prefix], expected.top[0], expected.sure[0]
+            p = mix(j, b, prefix, network, said.nodes, said.node_inputs, prefix, said.chosen[0], top, sure)
             tree[2 * prefix], tree[2 * prefix + 1] = tree[prefix] * (1 - p), tree[prefix] * p
 
 
@@ -227,10 +276,8 @@ def join_reference(
 
 class _Twin:
     def __init__(self) -> None:
-        first = np.zeros(INPUTS)
-        first[0], first[3] = FIRST_NETWORK, FIRST_COUNTS
-        self.first, self.weights = first, dict[tuple[int, ...], NDArray[np.float64]]()
-        self.lead = 0.0
+        self.weights = dict[tuple[int, ...], NDArray[np.float64]]()
+        self.lead, self.n_learned = 0.0, 0
 
     def cost(self, token: int, mode: int, log_probs: NDArray[np.float32], said: Said, at: int) -> float:
         if not mode & GRADE:
@@ -238,23 +285,23 @@ class _Twin:
         steps, cost = [], 0.0
         p = np.exp(log_probs.astype(np.float64))
         if mode & MARKS:
-            x = np.zeros(INPUTS)
-            x[0], x[2], x[3] = max(-16, math.log(p[MARK] / (1 - p[MARK]))), 0.3, max(-16, said.flags[at])
-            keys = [(k, -1) for k in range(N_SETS)]
-            logits = [float(self.row(key) @ x) for key in keys]
-            q = min(1 - 1e-7, max(1e-7, squash(sum(logits) / N_SETS)))
+            x = np.zeros(OWN + said.inputs.shape[1])
+            x[0], x[2], x[COUNTS] = max(-16, math.log(p[MARK] / (1 - p[MARK]))), 0.3, max(-16, said.flags[at])
+            logit = float(self.row((-1,), len(x)) @ x)
+            q = min(1 - 1e-7, max(1e-7, squash(logit)))
             cost -= math.log2(q if token == MARK else 1 - q)
             if mode & LEARN:
-                self.learn([(keys, x, logits, token == MARK)])
+                self.weights[(-1,)] += x * (float(token == MARK) - squash(logit)) * FLAG_RATE
         if token == MARK:
             return cost
         leaves = np.maximum(p[:MARK], _LEAST_BYTE)
+        top = int(p[:MARK].argmax()), int(min(7, p[:MARK].max() * 8))
         for b in range(8):
             bit, width = token >> 7 - b & 1, 1 << 7 - b
             middle = ((token >> 8 - b << 1) + 1) * width
             network = math.log(leaves[middle : middle + width].sum() / leaves[middle - width : middle].sum())
-            keys, x = self.ask(b, token, network, said, at)
-            logits = [clip(float(self.row(key) @ x)) for key in keys]
+            keys, x = self.ask(b, token, network, said, at, top)
+            logits = [clip(float(self.row(key, len(x)) @ x)) for key in keys]
             one = max(LEAST, min(1 - LEAST, squash(sum(logits) / N_SETS)))
             cost -= math.log2(one if bit else 1 - one)
             steps.append((keys, x, logits, bit))
@@ -262,17 +309,18 @@ class _Twin:
             self.learn(steps)
             alone = -float(log_probs[token]) / math.log(2)
             self.lead += (max(-8, min(8, said.bits[at] - alone)) - self.lead) * LATELY
+            self.n_learned += 1
         return cost
 
-    def ask(self, b: int, token: int, network: float, said: Said, at: int) -> tuple[list[tuple[int, ...]], Any]:
-        opinions, (known, foretold) = said.opinions[at * 8 + b].astype(float), said.chosen[at].tolist()
-        prefix, counts, network = (token | 256) >> 8 - b, clip(opinions[0]), clip(network)
-        x = np.zeros(INPUTS)
-        x[:3] = network, (squash(network) - 0.5) * SURENESS, 0.3
-        x[3:_FIRST] = opinions
-        x[3] = counts
-        agree = 0
-        if foretold >= 0 and (foretold | 256) >> 8 - b == prefix:
+    def ask(
+        self, b: int, token: int, network: float, said: Said, at: int, top: tuple[int, int]
+    ) -> tuple[list[tuple[int, ...]], Any]:
+        opinions, (known, foretold, last, kinds, word) = said.opinions[at * 8 + b], said.chosen[at].tolist()
+        prefix, counts, network = (token | 256) >> 8 - b, clip(float(opinions[0])), clip(network)
+        x = np.array([network, (squash(network) - 0.5) * SURENESS, 0.3, counts, opinions[1]])
+        x = np.append(x, said.inputs[at * 8 + b].astype(float) * CONTEXT_SCALE)
+        agree, pointed = 0, points(top[0], b, prefix)
+        if points(foretold, b, prefix):
             agree = 1 + ((foretold >> 7 - b & 1) == (network > 0))
         sure = sureness(counts), sureness(network)
         lately = int(max(-8, min(7, self.lead * 4)))
@@ -282,13 +330,22 @@ class _Twin:
             (2, known, b),
             (3, lately, sure[1], b),
             (4, agree, sure[0], b),
+            (5, pointed, top[1], b),
+            (6, top[0] if pointed else 256, b),
+            (7, last, b),
+            (8, kinds, b),
+            (9, word, b),
         ]
         return keys, x
 
-    def row(self, key: tuple[int, ...]) -> NDArray[np.float64]:
-        return self.weights.setdefault(key, self.first.copy())
+    def row(self, key: tuple[int, ...], width: int) -> NDArray[np.float64]:
+        if key not in self.weights:
+            self.weights[key] = np.zeros(width)
+            self.weights[key][COUNTS] = 1.0
+        return self.weights[key]
 
     def learn(self, steps: list[tuple[list[tuple[int, ...]], Any, list[float], Any]]) -> None:
+        rate = RATE + RATE_FIRST / (1 + self.n_learned / FIRST_BYTES)
         for keys, x, logits, bit in steps:
             for key, logit in zip(keys, logits, strict=True):
-                self.weights[key] += x * (float(bit) - squash(logit)) * RATE
+                self.weights[key] += x * (float(bit) - squash(logit)) * rate

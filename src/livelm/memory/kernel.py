@@ -264,9 +264,19 @@ def learn_bits(t: Tables, c: Moment, byte):
 
 
 @inlined
-def keep_opinions(c: Moment, b, p, opinions, at):
-    """What a network joins: the logit of the counts, and that of their mixers before the maps corrected it."""
+def keep_opinions(c: Moment, b, p, opinions, inputs, at):
+    """What a network joins: the counts' logit, that of their mixers before the maps corrected it, and their inputs."""
     opinions[at, 0], opinions[at, 1] = math.log(p / (1 - p)), c.mixed[b]
+    for i in range(c.inputs.shape[1]):
+        inputs[at, i] = c.inputs[b, i]
+
+
+@inlined
+def keep_chosen(c: Moment, chosen, at):
+    """How much is known (orders known * 8 + grade of the match), the byte that the match foretells, the last byte, the
+    kinds of the last three, and how long the word is and what stood before it."""
+    chosen[at, 0], chosen[at, 1] = c.chosen[2] << 3 | c.chosen[0], c.longest[0]
+    chosen[at, 2], chosen[at, 3], chosen[at, 4] = c.chosen[1], c.chosen[3], c.chosen[6]
 
 
 @compiled
@@ -298,8 +308,8 @@ def score(t: Tables, c: Moment, tokens, modes, said: Said):
                 said.bits[at] -= math.log2(c.p[b] if (token >> (7 - b)) & 1 else 1 - c.p[b])
             if said.opinions.shape[0]:
                 for b in range(8):
-                    keep_opinions(c, b, c.p[b], said.opinions, at * 8 + b)
-                said.chosen[at, 0], said.chosen[at, 1] = c.chosen[2] << 3 | c.chosen[0], c.longest[0]
+                    keep_opinions(c, b, c.p[b], said.opinions, said.inputs, at * 8 + b)
+                keep_chosen(c, said.chosen, at)
         if mode & LEARN:
             learn_bits(t, c, token)
             learn_byte(t, c, token)
@@ -315,21 +325,21 @@ def distribute(t: Tables, c: Moment, said: Said):
     """
     begin_byte(t, c)
     said.tree[1] = 1.0
-    spread(t, c, 0, 1, said.tree, said.nodes)
+    spread(t, c, 0, 1, said)
     for first in range(16, 32):
-        spread(t, c, first, first, said.tree, said.nodes)
+        spread(t, c, first, first, said)
     q = mark_probability(t.marks, t.summary)
     said.flags[0] = math.log(q / (1 - q))
-    said.chosen[0, 0], said.chosen[0, 1] = c.chosen[2] << 3 | c.chosen[0], c.longest[0]
+    keep_chosen(c, said.chosen, 0)
 
 
 @called
-def spread(t: Tables, c: Moment, half, root, tree, nodes):
+def spread(t: Tables, c: Moment, half, root, said: Said):
     """Share the probability of a node of the tree of bits among its descendants, four bits deep."""
     begin_half(t, c, half)
     start = 4 if half else 0
     for b in range(start, start + 4):
         for prefix in range(root << (b - start), (root + 1) << (b - start)):
             p = predict(t, c, b, prefix)
-            keep_opinions(c, b, p, nodes, prefix)
-            tree[2 * prefix], tree[2 * prefix + 1] = tree[prefix] * (1 - p), tree[prefix] * p
+            keep_opinions(c, b, p, said.nodes, said.node_inputs, prefix)
+            said.tree[2 * prefix], said.tree[2 * prefix + 1] = said.tree[prefix] * (1 - p), said.tree[prefix] * p

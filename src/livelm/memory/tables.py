@@ -33,6 +33,7 @@ MAP_ROWS = 1 << 16
 N_MAPS = 4
 OPINIONS = 2
 """What is kept of each bit for a network to join: see `kernel.keep_opinions`."""
+CHOSEN = 5
 _CACHE_LINE = 64
 _FEWEST_GROUPS = 4
 
@@ -109,12 +110,16 @@ class Said(NamedTuple):
     """(n,) logit that a document opens here, 0 where that was not asked."""
     opinions: NDArray[np.float64]
     """(8 n, OPINIONS) of each bit of each byte."""
+    inputs: NDArray[np.float32]
+    """(8 n, inputs of a mixer) what each context said of each bit."""
     chosen: NDArray[np.int64]
-    """(n, 2) how much is known (orders known * 8 + grade of the match), and the byte that the match foretells."""
+    """(n, CHOSEN) of each byte what chooses weights: see `kernel.keep_chosen`."""
     tree: NDArray[np.float64]
     """(512 or 0,) the probability of every node of the tree of the next byte's bits (1: the root)."""
     nodes: NDArray[np.float64]
     """(256 or 0, OPINIONS) of every inner node."""
+    node_inputs: NDArray[np.float32]
+    """(256 or 0, inputs of a mixer) of every inner node."""
 
 
 def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: int = 0) -> Tables:
@@ -177,18 +182,21 @@ def build_moment(n: int) -> Moment:
     )
 
 
-def build_said(n: int, n_joined: int = 0, n_nodes: int = 0) -> Said:
+def build_said(n: int, n_joined: int = 0, n_nodes: int = 0, n_inputs: int = 0) -> Said:
     """Room for what is said of `n` tokens.
 
-    `n_joined`: n where a network will join, else 0; `n_nodes`: 256 for all inner nodes of the tree of bits, else 0.
+    `n_joined`: n where a network will join, else 0; `n_nodes`: 256 for all inner nodes of the tree of bits, else 0;
+    `n_inputs`: of a mixer, where a network will join.
     """
     return Said(
         bits=np.zeros(n),
         flags=np.zeros(n),
         opinions=np.zeros((8 * n_joined, OPINIONS)),
-        chosen=np.zeros((max(n_joined, n_nodes and 1), 2), np.int64),
+        inputs=np.zeros((8 * n_joined, n_inputs), np.float32),
+        chosen=np.zeros((max(n_joined, n_nodes and 1), CHOSEN), np.int64),
         tree=np.zeros(2 * n_nodes),
         nodes=np.zeros((n_nodes, OPINIONS)),
+        node_inputs=np.zeros((n_nodes, n_inputs), np.float32),
     )
 
 
