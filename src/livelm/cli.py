@@ -7,9 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from math import inf
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -19,16 +17,15 @@ from livelm.compare.arms import make_arms, unknown_settings
 from livelm.compare.contest import Contest
 from livelm.compare.rules import Equal, Rules, parse_rates
 from livelm.compare.seeds import contest_json, contest_table
-from livelm.config import FeedSettings, load_optional, load_recipe, parse_budget, validate
+from livelm.config import load_optional, load_recipe, parse_budget, validate
 from livelm.doctor import examine
-from livelm.errors import ConfigError, LivelmError, SourceError, StorageError
+from livelm.errors import ConfigError, LivelmError, StorageError
 from livelm.evaluate.baselines import measure
 from livelm.evaluate.forgetting import by_parts, summed
 from livelm.evaluate.generate import generate as sample
-from livelm.evaluate.grade import grade
 from livelm.evaluate.plot import plot_compare, plot_run, plot_seeds
 from livelm.evaluate.report import compare_json, compare_table, forgetting_table, shared_bytes, show_table
-from livelm.feed import Prefetch, batches
+from livelm.evaluate.stream import grade_stream
 from livelm.folder import RunFolder, unused_folder
 from livelm.run import fork as fork_session
 from livelm.run import load, load_holdout, run_session, start
@@ -39,7 +36,6 @@ from livelm.telemetry.fold import Fold, fold_journal
 from livelm.telemetry.graded import MAX_BYTES
 from livelm.telemetry.progress import CrawlJson, CrawlLines, CrawlScreen
 from livelm.telemetry.terminal import JsonView, LiveView, PlainView
-from livelm.tokenize.decoder import Decoder
 from livelm.watch.run import open_watch, run_watch
 from livelm.watch.settings import WatchSettings
 from livelm.watch.show import JsonView as WatchJson
@@ -182,45 +178,23 @@ def evaluate(
     limit, stop = parse_budget(budget), Stop()
     source = open_sources(sources)
     parts, learner = load(path, threads)
-    kept, total = bytearray(), {"bits": 0.0, "n_bytes": 0, "n_tokens": 0, "n_documents": 0}
-    began = monotonic()
-
-    def spent() -> bool:
-        done = total["n_bytes"] >= (limit.n_bytes or inf) or monotonic() - began >= (limit.seconds or inf)
-        return done or stop.reason is not None
-
-    one_lane = FeedSettings(lanes=1, update_tokens=parts.recipe.feed.update_tokens)
-    learner.reset_lanes(1)
-    decoder = Decoder(parts.tokenizer)
-    feed = Prefetch(lambda: batches(source, parts.tokenizer, one_lane, None), one_lane.prefetch)
     stop.install()  # an endless stream is graded until Ctrl-C
-    try:
-        for scored in grade(learner, iter(lambda: feed.next(spent), None)):
-            total["bits"] += scored.bits
-            total["n_bytes"] += scored.n_bytes
-            total["n_tokens"] += scored.n_tokens
-            total["n_documents"] += len(scored.batch.begun)
-            if len(kept) < MAX_BYTES:
-                kept += decoder.feed(scored.batch.tokens[scored.batch.graded].tolist())
-    finally:
-        source.close()
-        feed.close()
-    if not total["n_bytes"]:
-        raise SourceError(f"{source.describe()}: there was not a single byte to grade.")
-    baselines = measure(bytes(kept))
-    result = {
-        "bits_per_byte": total["bits"] / total["n_bytes"],
-        **total,
-        "baselines": {name: getattr(baselines, name) for name in ("uniform", "unigram", "xz", "ppmd")},
-        "baselines_n_bytes": baselines.n_bytes,
-    }
+    result = grade_stream(
+        learner,
+        parts.tokenizer,
+        source,
+        update_tokens=parts.recipe.feed.update_tokens,
+        limit=limit,
+        stopped=lambda: stop.reason is not None,
+    )
     if as_json:
         _print_json(result)
         return
-    typer.echo(f"{result['bits_per_byte']:.4f} bits per byte over {total['n_bytes']:,} bytes")
+    baselines = result["baselines"]
+    typer.echo(f"{result['bits_per_byte']:.4f} bits per byte over {result['n_bytes']:,} bytes")
     typer.echo(
-        f"of the first {baselines.n_bytes:,}: PPMd {baselines.ppmd:.3f}, xz {baselines.xz:.3f}, "
-        f"unigram {baselines.unigram:.3f}"
+        f"of the first {result['baselines_n_bytes']:,}: PPMd {baselines['ppmd']:.3f}, xz {baselines['xz']:.3f}, "
+        f"unigram {baselines['unigram']:.3f}"
     )
 
 
