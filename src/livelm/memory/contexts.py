@@ -17,18 +17,21 @@ CONTEXTS = (
     "match",
     "three words", "last and word", "order 2 and word", "order 3 and word",
     "word and line above", "word and line", "word in sentence", "word and point",
+    "vowels and last", "vowels", "word after point", "word and capitals", "word in brackets",
+    "word and last ending", "ending and last word",
 )  # fmt: skip
 """Names in the order of the lines of `hash_contexts`."""
 N_CONTEXTS = len(CONTEXTS)
 INDEX = {name: i for i, name in enumerate(CONTEXTS)}
 ORDER_2, ORDER_8 = INDEX["order 2"], INDEX["order 8"]
 
-N_SUMMARY = 23
+N_SUMMARY = 28
 """Numbers in the summary of the past, whose places follow."""
 # fmt: off
 (RECENT, CLASSES, POSITION, COLUMN, LINE, ABOVE_LINE, LINE_HASH, FIRST, FIELD, TOKEN, SHAPE, BRACKET,
  WORD, WORD_1, WORD_2, WORD_3, WORD_LENGTH, LETTERS, BLANKS,
- SENTENCE, POINT, LINE_WORD, ABOVE_WORD) = range(N_SUMMARY)
+ SENTENCE, POINT, LINE_WORD, ABOVE_WORD,
+ VOWELS, CAPITALS, LAST_LETTERS, LAST_LENGTH, SINCE_POINT) = range(N_SUMMARY)
 # fmt: on
 
 CONTROL, BLANK, LINE_END, DIGIT, UPPER, LOWER, PUNCTUATION, BEYOND = range(8)
@@ -76,6 +79,14 @@ def byte_class(byte):
 
 
 @called
+def sound(letter):
+    """1 for a vowel, 3 for y, which is both, 2 for any other letter (in lower case)."""
+    if letter == 0x61 or letter == 0x65 or letter == 0x69 or letter == 0x6F or letter == 0x75:  # a e i o u
+        return 1
+    return 3 if letter == 0x79 else 2
+
+
+@called
 def start_document(s):
     """Forget the immediate past, as at the beginning of a stream; what was learned stays."""
     position = s[POSITION]
@@ -102,6 +113,9 @@ def _observe_word(s, byte, kind):
     """Words are letters in either case and bytes beyond ASCII; a sentence's end forgets the words before the last."""
     if kind in (UPPER, LOWER, BEYOND):
         lower = byte | 32 if kind == UPPER else byte
+        if s[WORD_LENGTH] == 0:
+            s[CAPITALS] = s[CAPITALS] << 1 | (kind == UPPER)
+        s[VOWELS] = s[VOWELS] << 2 | sound(lower)
         s[WORD] = combine(s[WORD], lower)
         s[WORD_LENGTH] += 1
         s[LETTERS] = s[LETTERS] << 8 | lower
@@ -109,15 +123,20 @@ def _observe_word(s, byte, kind):
         s[WORD_3], s[WORD_2], s[WORD_1] = s[WORD_2], s[WORD_1], s[WORD]
         if s[LINE_WORD] == 0:
             s[LINE_WORD] = s[WORD]
+        s[LAST_LETTERS], s[LAST_LENGTH] = s[LETTERS], s[WORD_LENGTH]
         s[WORD], s[WORD_LENGTH] = 0, 0
         s[SENTENCE] += 1
         s[BLANKS] = byte
     else:
         s[BLANKS] = combine(s[BLANKS], byte)
+    if s[WORD_LENGTH] == 0:
+        s[VOWELS] <<= 2
     if byte == 0x2E or byte == 0x21 or byte == 0x3F:  # . ! ?
         s[WORD_2] = s[WORD_1] = s[SENTENCE] = 0
     if kind == PUNCTUATION:
-        s[POINT] = byte
+        s[POINT], s[SINCE_POINT] = byte, 0
+    elif kind == BLANK:
+        s[SINCE_POINT] += 1
 
 
 @called
@@ -201,3 +220,10 @@ def hash_contexts(s, ring, expected, length, h):
     h[32] = combine(combine(word, s[LINE_WORD]), 20)
     h[33] = combine(combine(word, s[SENTENCE]), 15)
     h[34] = combine(combine(word, s[POINT]), 18)
+    h[35] = combine(combine(s[VOWELS] & 0xFFFF, last), 10)
+    h[36] = combine(combine(s[VOWELS] & 0xFFFFFF, s[WORD_LENGTH]), 23)
+    h[37] = combine(combine(word, min(s[SINCE_POINT], 8)), combine(s[POINT], 11))
+    h[38] = combine(combine(word, s[CAPITALS] & 3), combine(s[LAST_LENGTH], 14))
+    h[39] = combine(combine(word, s[BRACKET] & 0xFF), s[CAPITALS] & 1)
+    h[40] = combine(combine(word, s[LAST_LETTERS] & 0xFFFFFF), 12)
+    h[41] = combine(combine(s[LETTERS] & 0xFFFFFFFF, s[WORD_1]), 24)

@@ -13,10 +13,12 @@ from livelm.memory.contexts import (
     CLASSES,
     COLUMN,
     FIELD,
+    INDEX,
     ORDER_2,
     ORDER_8,
     POSITION,
     RECENT,
+    WORD,
     WORD_LENGTH,
     byte_class,
     finish,
@@ -47,9 +49,16 @@ MAP_SHARE = 0.6
 """How much of the probability is the adaptive maps'; the rest is the mixers'."""
 CELL_RATE = 0.004
 SURENESS = 3.0
-"""Scale of the inputs p - 1/2, which speak louder than a logit where p is near a half."""
+"""Scale of the inputs p - 1/2 of matches, which speak louder than a logit where p is near a half."""
+TRUSTED_AT = 16
+"""A counter's own input is its logit times how often it was used, up to here: so its weight grows with use."""
 CONSTANT_INPUT = 0.3
+LEANING = 1.5
+"""From this logit on a context leans clearly to one side."""
 _STEPS = N_STRETCH - 0.01
+LEANING_A = tuple(INDEX[name] for name in ("order 2", "order 3", "order 4", "order 5", "word and last"))
+LEANING_B = tuple(INDEX[name] for name in ("order 1", "order 6", "word pair", "last and word", "column"))
+"""Contexts whose opinions together choose weights."""
 MARK = 256
 """The token that opens a document."""
 GRADE, LEARN, MARKS, AHEAD = 1, 2, 4, 8
@@ -100,6 +109,32 @@ def choose_weights(s, c: Moment, known):
     c.chosen[5] = s[COLUMN] if s[COLUMN] < 128 else 128 + min(127, s[FIELD])
     c.chosen[6] = min(s[WORD_LENGTH], 15) * 8 + byte_class((recent >> 8 * length) & 0xFF)
     c.chosen[7] = (recent >> 8) & 0xFF
+    if c.chosen.shape[0] > N_SETS:
+        c.chosen[8] = finish(recent & 0xFFFF) & 0x1FF
+        c.chosen[9] = finish(s[WORD]) & 0x1FF
+
+
+@inlined
+def choose_more(c: Moment, b, expected):
+    """The rows of the sets that only a memory of all contexts has; there a context's place is its number."""
+    c.set_rows[b, 8] = c.chosen[8] << 3 | b
+    c.set_rows[b, 9] = c.chosen[9] << 3 | b
+    c.set_rows[b, 10] = c.words[b, ORDER_2] >> 24 | (256 if expected else 0)
+    c.set_rows[b, 11] = c.words[b, ORDER_2 + 1] >> 24
+    c.set_rows[b, 12] = leanings(c, b, LEANING_A)
+    c.set_rows[b, 13] = leanings(c, b, LEANING_B)
+
+
+@inlined
+def leanings(c: Moment, b, contexts):
+    """A number below 5^5: of each of five contexts whether it knows nothing, or in which of four ranges it leans."""
+    number = 0
+    for context in contexts:
+        logit, leaning = c.inputs[b, context * CONTEXT_INPUTS], 0
+        if c.words[b, context] != 0:
+            leaning = 1 if logit < -LEANING else 2 if logit < 0 else 3 if logit < LEANING else 4
+        number = number * 5 + leaning
+    return number
 
 
 @inlined
@@ -111,6 +146,12 @@ def begin_half(t: Tables, c: Moment, half):
             h = half_hash(c.hashes[t.active[i]], half)
             row, found = find_bucket(t.buckets, t.bucket_first[i], t.bucket_groups[i], h)
             c.row[i] = row if found else 0
+
+
+@inlined
+def trust(word):
+    """0 to 1: how much a counter has seen."""
+    return min((word >> 18) & 63, TRUSTED_AT) * (1 / TRUSTED_AT)
 
 
 @inlined
@@ -127,9 +168,8 @@ def ask_contexts(t: Tables, c: Moment, b, prefix):
         c.words[b, i] = word
         c.inputs[b, at] = c.inputs[b, at + 1] = c.inputs[b, at + 2] = c.inputs[b, at + 3] = 0
         if word != 0:
-            p = t.history_map[i, word >> 24]
-            c.inputs[b, at] = t.stretch[int(p * _STEPS)]
-            c.inputs[b, at + 1] = (p - 0.5) * SURENESS
+            c.inputs[b, at] = t.stretch[int(t.history_map[i, word >> 24] * _STEPS)]
+            c.inputs[b, at + 1] = t.stretch[(word & 0x3FFFF) >> 6] * trust(word)
             c.inputs[b, at + 2] = t.stretch[int(t.count_map[i, count_cell(word)] * _STEPS)]
         if agree:
             logit = t.stretch[int(t.run_map[i, c.split[i], b, c.length[i]] * _STEPS)]
@@ -165,7 +205,9 @@ def predict(t: Tables, c: Moment, b, prefix):
     c.set_rows[b, 5] = c.chosen[5] << 3 | b
     c.set_rows[b, 6] = c.chosen[6] << 3 | b
     c.set_rows[b, 7] = c.chosen[7] << 3 | b
-    for k in range(N_SETS):
+    if c.chosen.shape[0] > N_SETS:
+        choose_more(c, b, expected)
+    for k in range(c.chosen.shape[0]):
         c.set_rows[b, k] += t.set_first[k]
         c.logits[b, k] = clip(dot(t.weights, c.set_rows[b, k], c.inputs, b))
     logit = mix_sets(t, c, b, prefix, expected)
@@ -214,7 +256,7 @@ def learn_bit(t: Tables, c: Moment, b, prefix, bit):
     for k in range(N_FINALS):
         add_scaled(t.final, c.final_rows[b, k], c.logits, b, (target - squash(c.finals[b, k])) * FINAL_RATE)
     rate = MIX_RATE + MIX_RATE_FIRST / (1.0 + t.summary[POSITION] / FIRST_BYTES)
-    for k in range(N_SETS):
+    for k in range(c.chosen.shape[0]):
         add_scaled(t.weights, c.set_rows[b, k], c.inputs, b, (target - squash(c.logits[b, k])) * rate)
     for i in range(t.active.shape[0]):
         word = c.words[b, i]

@@ -8,6 +8,8 @@ _FOR_LITTLE = (
     "sparse 34", "sparse 24", "four words", "letters", "brackets", "word and above", "field",
     "three words", "last and word", "order 2 and word", "order 3 and word",
     "word and line above", "word and line", "word in sentence", "word and point",
+    "vowels and last", "vowels", "word after point", "word and capitals", "word in brackets",
+    "word and last ending", "ending and last word",
 )  # fmt: skip
 
 PRESETS = {"fast": tuple(name for name in CONTEXTS if name not in _FOR_LITTLE), "rich": CONTEXTS}

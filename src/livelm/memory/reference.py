@@ -15,11 +15,13 @@ from livelm.memory.contexts import (
     CLASSES,
     COLUMN,
     FIELD,
+    INDEX,
     N_CONTEXTS,
     ORDER_2,
     ORDER_8,
     POSITION,
     RECENT,
+    WORD,
     WORD_LENGTH,
     byte_class,
     finish,
@@ -29,7 +31,17 @@ from livelm.memory.contexts import (
 from livelm.memory.match import length_grade, match_cell, recall
 from livelm.memory.mixing import LARGEST, LEAST, N_BINS, N_STRETCH
 from livelm.memory.slots import COUNT_LIMIT, COUNTED_UP_TO, LONGEST_RUN, count_cell
-from livelm.memory.tables import FIRST_MATCH_WEIGHT, FIRST_WEIGHT, MAP_ROWS, N_FINALS, N_MAPS, N_SETS, build_tables
+from livelm.memory.tables import (
+    CONTEXT_INPUTS,
+    FIRST_MATCH_WEIGHT,
+    FIRST_WEIGHT,
+    MAP_ROWS,
+    N_FINALS,
+    N_MAPS,
+    N_SETS,
+    build_tables,
+    set_rows,
+)
 
 
 def score_reference(active: Sequence[int], text: bytes) -> list[float]:
@@ -41,6 +53,7 @@ def score_reference(active: Sequence[int], text: bytes) -> list[float]:
 class _Twin:
     def __init__(self, active: Sequence[int]) -> None:
         self.active = active
+        self.n_sets = len(set_rows(len(active)))
         self.tables = t = build_tables([0], 96 << 20, 1 << 20)  # for the past and its matches only
         self.counters: dict[tuple[int, int, int], int] = {}
         self.runs: dict[tuple[int, int], tuple[int, int, int]] = {}  # (byte, length, whether another was seen)
@@ -95,6 +108,8 @@ class _Twin:
             s[COLUMN] if s[COLUMN] < 128 else 128 + min(127, s[FIELD]),
             min(word, 15) * 8 + byte_class(s[RECENT] >> 8 * min(word, 7) & 255),
             s[RECENT] >> 8 & 255,
+            int(finish(s[RECENT] & 0xFFFF)) & 511,
+            int(finish(s[WORD])) & 511,
         )
 
     def predict(self, b: int, prefix: int) -> tuple[float, tuple]:
@@ -103,7 +118,7 @@ class _Twin:
             word = self.counters.get((i, h, prefix), 0)
             x += [0.0, 0.0, 0.0] if word == 0 else [
                 _stretch(history[word >> 24]),
-                (history[word >> 24] - 0.5) * kernel.SURENESS,
+                _stretch((word & 0x3FFFF) / (1 << 18)) * min(word >> 18 & 63, kernel.TRUSTED_AT) / kernel.TRUSTED_AT,
                 _stretch(count[count_cell(word)]),
             ]  # fmt: skip
             byte, length, split = self.runs.get((i, h), (-1, 0, 0))
@@ -114,9 +129,9 @@ class _Twin:
             x += [sign * _stretch(p), sign * (p - 0.5) * kernel.SURENESS]
         x.append(kernel.CONSTANT_INPUT)
         inputs = np.array(x)
-        rows = self.rows(b, prefix)
+        rows = self.rows(b, prefix) + self.more_rows(b, prefix, inputs)
         logits = np.array([_clip(float(self.row(self.weights, at, self.first) @ inputs)) for at in rows])
-        equal = np.full(N_SETS, 1 / N_SETS)
+        equal = np.full(self.n_sets, 1 / self.n_sets)
         ends = self.ends(b, prefix)
         mixed = [_clip(float(self.row(self.final, at, equal) @ logits)) for at in ends]
         logit = sum(mixed) / N_FINALS
@@ -133,6 +148,26 @@ class _Twin:
         fifth = 256 + (c[4] << 3 | b) if expected else prefix
         own = [first, c[1] << 3 | b, c[2] << 8 | prefix, c[3] << 3 | b, fifth, *(c[k] << 3 | b for k in (5, 6, 7))]
         return list(enumerate(own))
+
+    def more_rows(self, b: int, prefix: int, inputs: np.ndarray) -> list[tuple[int, int]]:
+        if self.n_sets == N_SETS:
+            return []
+        words = [self.counters.get((*key, prefix), 0) for key in self.keys]
+        expected = _sign(self.longest[0], b, prefix) != 0
+        own = [
+            self.chosen[8] << 3 | b,
+            self.chosen[9] << 3 | b,
+            words[INDEX["order 2"]] >> 24 | expected << 8,
+            words[INDEX["order 3"]] >> 24,
+        ]
+        for contexts in (kernel.LEANING_A, kernel.LEANING_B):
+            number = 0
+            for i in contexts:
+                steps = (-kernel.LEANING, 0, kernel.LEANING)
+                leaning = 1 + sum(inputs[i * CONTEXT_INPUTS] >= step for step in steps)
+                number = number * 5 + (leaning if words[i] else 0)
+            own.append(number)
+        return list(enumerate(own, N_SETS))
 
     def ends(self, b: int, prefix: int) -> list[tuple[int, int]]:
         c, expected = self.chosen, _sign(self.longest[0], b, prefix) != 0

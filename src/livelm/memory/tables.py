@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from livelm.memory.contexts import CONTEXTS, N_SUMMARY
+from livelm.memory.contexts import CONTEXTS, N_CONTEXTS, N_SUMMARY
 from livelm.memory.histories import build_histories
 from livelm.memory.marks import MARK_ROWS
 from livelm.memory.mixing import N_BINS, build_stretch
 from livelm.memory.slots import BUCKET_WORDS, LONGEST_RUN, build_rates, update_counter
 
 CONTEXT_INPUTS = 4
-"""Opinions per context: by its history, how sure that is, by its counter, by its run."""
+"""Opinions per context: by its history, its counter as far as it can be trusted, its counter corrected, its run."""
 MATCH_INPUTS = 2
 MATCH_MINIMA = (5, 12, 20)
 """Shortest match that each match model takes, in bytes; one model per entry."""
@@ -26,6 +26,8 @@ MATCH_CELLS = 128
 SET_ROWS = (2048, 2048, 4096, 4096, 4096, 2048, 1024, 2048)
 """Rows of each set of mixing weights; what chooses the row is in `kernel.choose_weights`."""
 N_SETS = len(SET_ROWS)
+MORE_SET_ROWS = (4096, 4096, 512, 256, 3125, 3125)
+"""Rows of the further sets that a memory of all contexts has; what chooses the row is in `kernel.choose_more`."""
 FINAL_ROWS = (256, 256, 64, 64, 512, 128)
 """Rows of each set of weights of the final mixers; what chooses the row is in `kernel.mix_sets`."""
 N_FINALS = len(FINAL_ROWS)
@@ -128,7 +130,7 @@ def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: 
     `salt` decides which contexts share a place.
     """
     n, n_matches = len(active), len(MATCH_MINIMA)
-    n_inputs = count_inputs(n)
+    rows = set_rows(n)
     lengths = np.arange(LONGEST_RUN + 1, dtype=np.float32)
     after, guess = build_histories()
     rates = build_rates()
@@ -141,12 +143,12 @@ def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: 
         "places": np.zeros((n_matches, history_bytes // 4), np.int64),
         "ring": np.zeros(history_bytes, np.uint8),
         "summary": np.zeros(N_SUMMARY, np.int64),
-        "weights": _first_weights(n, n_inputs),
-        "final": np.full((sum(FINAL_ROWS), N_SETS), 1 / N_SETS, np.float32),
+        "weights": _first_weights(n, sum(rows)),
+        "final": np.full((sum(FINAL_ROWS), len(rows)), 1 / len(rows), np.float32),
         "maps": np.tile(1 / (1 + np.exp(-(np.arange(N_BINS) - 16) / 2)), (N_MAPS, MAP_ROWS, 1)).astype(np.float32),
         "marks": np.zeros((MARK_ROWS, 2), np.float32),
         "salt": np.array([salt], np.int64),
-        "set_first": np.cumsum([0, *SET_ROWS[:-1]]),
+        "set_first": np.cumsum([0, *rows[:-1]]),
         "final_first": np.cumsum([0, *FINAL_ROWS[:-1]]),
         "minima": np.array(MATCH_MINIMA, np.int64),
         "after": after,
@@ -162,6 +164,7 @@ def build_tables(active: Sequence[int], n_bytes: int, history_bytes: int, salt: 
 def build_moment(n: int) -> Moment:
     """Room for one byte of a memory of `n` contexts."""
     integers = {name: np.zeros(n, np.int64) for name in ("run_at", "expected", "length", "split", "row")}
+    n_sets = len(set_rows(n))
     per_match = {name: np.zeros(len(MATCH_MINIMA), np.int64) for name in ("foretold", "cell")}
     return Moment(
         **integers,
@@ -169,11 +172,11 @@ def build_moment(n: int) -> Moment:
         hashes=np.zeros(len(CONTEXTS), np.int64),
         found=np.zeros(n, np.bool_),
         longest=np.zeros(2, np.int64),
-        chosen=np.zeros(len(SET_ROWS), np.int64),
+        chosen=np.zeros(n_sets, np.int64),
         inputs=_aligned((8, count_inputs(n)), np.float32),
         words=np.zeros((8, n), np.int64),
-        set_rows=np.zeros((8, len(SET_ROWS)), np.int64),
-        logits=np.zeros((8, len(SET_ROWS)), np.float32),
+        set_rows=np.zeros((8, n_sets), np.int64),
+        logits=np.zeros((8, n_sets), np.float32),
         final_rows=np.zeros((8, N_FINALS), np.int64),
         finals=np.zeros((8, N_FINALS)),
         mixed=np.zeros(8),
@@ -213,6 +216,11 @@ def fresh_rows(t: Tables) -> dict[str, NDArray[Any]]:
     return zeros | {"maps": t.maps[0, 0].copy(), "weights": t.weights[0].copy(), "marks": t.marks[0].copy()}
 
 
+def set_rows(n: int) -> tuple[int, ...]:
+    """Rows of each set of mixing weights of a memory of `n` contexts: more sets where all contexts are asked."""
+    return SET_ROWS + MORE_SET_ROWS if n == N_CONTEXTS else SET_ROWS
+
+
 def count_inputs(n: int) -> int:
     """Inputs of a mixer for `n` contexts, filled up to whole vectors of 16."""
     return -(-(n * CONTEXT_INPUTS + len(MATCH_MINIMA) * MATCH_INPUTS + 1) // 16) * 16
@@ -238,8 +246,8 @@ def _regions(active: Sequence[int], n_bytes: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _first_weights(n: int, n_inputs: int) -> NDArray[np.float32]:
-    weights = _aligned((sum(SET_ROWS), n_inputs), np.float32)
+def _first_weights(n: int, n_rows: int) -> NDArray[np.float32]:
+    weights = _aligned((n_rows, count_inputs(n)), np.float32)
     weights[:, 0 : n * CONTEXT_INPUTS : CONTEXT_INPUTS] = FIRST_WEIGHT
     weights[:, 2 : n * CONTEXT_INPUTS : CONTEXT_INPUTS] = FIRST_WEIGHT
     matches = n * CONTEXT_INPUTS
