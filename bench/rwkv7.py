@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bench.record import keep
-from livelm.models.ops.rwkv7 import Layout, Streams, make_layout, rwkv7_chunked, rwkv7_recurrent
+from livelm.models.ops.rwkv7 import Streams, rwkv7_chunked, rwkv7_recurrent
+from livelm.models.ops.rwkv7_chunks import Layout, make_layout
 from livelm.models.rwkv7 import RWKV7, RWKV7Config
 from livelm.optim.adamw import AdamW, AdamWConfig
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from livelm.config import Settings
 from livelm.models.layers import nats_of
-from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Layout, Streams, make_layout, rwkv7
+from livelm.models.ops.pointwise import squared_relu, unit
+from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
+from livelm.models.ops.rwkv7_chunks import Layout, make_layout
 from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
@@ -118,7 +120,7 @@ class TimeMix(nn.Module):
         first: Tensor = v if v_first is None else v_first
         if self.layer:
             v = torch.lerp(v, first, (self.v0 + x_v @ self.v1 @ self.v2).sigmoid().to(v.dtype))
-        removal = F.normalize((k * self.k_k).unflatten(-1, heads), dim=-1, eps=1e-6)
+        removal = unit((k * self.k_k).unflatten(-1, heads))
         k = (k * (1 + (rate - 1) * self.k_a)).unflatten(-1, heads)
         r, v, log_w, rate = (part.unflatten(-1, heads) for part in (r, v, log_w, rate))
         dtype = v.dtype
@@ -185,7 +187,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"], past: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """What the block adds to the stream."""
-        return self.value(self.key(torch.addcmul(x, past - x, self.x_k)).relu_().square())
+        return self.value(squared_relu(self.key(torch.addcmul(x, past - x, self.x_k))))
 
 
 class Block(nn.Module):
