@@ -155,28 +155,29 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {"model": MODEL, "grids": GRIDS, "on_text": []}
-    figures["update_tokens"] = [TRAIN_TOKENS, TUNE_TOKENS]
+    on_text = []
     with tempfile.TemporaryDirectory() as folder:
         bases = arguments.bases or Path(folder)
         pilot = bases / f"base-{PILOT_SEED}-{arguments.train_bytes}"
         train(arguments.text, arguments.train_bytes, PILOT_SEED, pilot)
-        figures["pilot"] = []
+        tried = []
         for row in choose_rates(pilot, arguments.sessions, arguments.pilot_bytes):
-            figures["pilot"].append(row)
+            tried.append(row)
             print(json.dumps(row), flush=True)
-        rates = {p: min((r for r in figures["pilot"] if r["policy"] == p), key=_cost)["rate"] for p in GRIDS}
+        rates = {p: min((r for r in tried if r["policy"] == p), key=_cost)["rate"] for p in GRIDS}
         for seed in range(arguments.seeds):
             run = bases / f"base-{seed}-{arguments.train_bytes}"
-            figures["on_text"].append(round(train(arguments.text, arguments.train_bytes, seed, run), 4))
+            on_text.append(train(arguments.text, arguments.train_bytes, seed, run))
             for row in measure(run, arguments.sessions, arguments.bytes, rates, seed):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    figures["policies"] = list(summarise(rows))
-    print(f"bits per byte of the text itself, second half: {figures['on_text']}")
-    print(*map(json.dumps, figures["policies"]), sep="\n")
+    figures: dict[str, Any] = {**MODEL, "seeds": arguments.seeds, "update_tokens": TUNE_TOKENS}
+    figures["bits_per_byte_of_text"] = round(statistics.mean(on_text), 3)
+    figures |= {summary.pop("policy"): summary for summary in summarise(rows)}
+    print(json.dumps(figures, indent=1))
     if arguments.keep:
-        keep("policies", "What does each policy of learning save on agent sessions after other text?", figures, rows)
+        question = "What does each policy of learning save on agent sessions after other text?"
+        keep("policies", question, figures, [*tried, *rows])
 
 
 def _cost(row: dict[str, Any]) -> float:
