@@ -1,8 +1,8 @@
 """RWKV-7: how much faster chunks learn than the token-by-token loop, and whether an endless stream costs memory.
 
 `speed` lets both take turns in one process, because a shared machine changes its speed within seconds; the figure is
-the median of the ratios of neighbouring turns, in processor time of one thread. `memory` learns from random bytes with carried state and reports what
-is resident early and late.
+the median of the ratios of neighbouring turns, in processor time of one thread. `memory` learns from random bytes with
+carried state and reports what is resident early and late.
 """
 
 import argparse
