@@ -230,10 +230,22 @@ def grow(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], list[dict[
         "grows": [*small, 'grow.steps=["width", "depth"]', "grow.window_bytes=8192", "grow.gain=0.15"],
         "large": [],
     }
-    rows = []
+    rows, each = [], {}
     for name, changes in arms.items():
-        run = run_once(RECIPE, "tiny", [*changes, *fixed])
-        rows.append({"arm": name, "bits_per_byte": round(run["bits_per_byte"], 4), "bytes_per_s": run["bytes_per_s"]})
+        runs = [run_once(RECIPE, "tiny", [*changes, *fixed, f"run.seed={seed}"]) for seed in range(arguments.seeds)]
+        each[name] = [run["bits_per_byte"] for run in runs]
+        more = [a - b for a, b in zip(each[name], each["small"], strict=True)]
+        rows.append(
+            {
+                "arm": name,
+                "bits_per_byte": round(statistics.mean(each[name]), 4),
+                "more_than_small": round(statistics.mean(more), 4),
+                "error": round(statistics.stdev(more) / len(more) ** 0.5, 4) if len(more) > 1 else 0.0,
+                "each": [round(bits, 4) for bits in each[name]],
+                "n_parameters": runs[0]["n_parameters"],
+                "bytes_per_s": round(statistics.median(run["bytes_per_s"] for run in runs)),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     figures = {row["arm"]: row["bits_per_byte"] for row in rows}
     return f"What does growing in the middle of {arguments.budget} cost and gain?", figures, rows

@@ -2,7 +2,9 @@
 
 For every seed a model learns from TEXT; then each policy forks that run onto SESSIONS, all over the same bytes, graded
 before they are learned (`none`: graded only). The rate of each policy is the best of its grid over the first bytes of
-the sessions with a seed of its own; the grids are printed and kept. Everything runs through livelm as a user runs it.
+the sessions with a seed of its own; the grids are printed and kept. `initial` is the policy `state` with a state that
+documents begin with (`initial_state=learned`), `state` with one that is read beside the past (`offset`, its default).
+Everything runs through livelm as a user runs it; models that `--bases` holds are not trained again.
 """
 
 import argparse
@@ -23,10 +25,10 @@ from livelm.session import Stop
 from livelm.sources import open_sources
 
 MODEL = {"d_model": 128, "n_layers": 3, "d_head": 16}
-TRAIN_TOKENS, TUNE_TOKENS = 256, 32
-"""Of an update: long ones train sooner; short ones let a state learn between the starts of short sessions."""
-COMMON = [2e-4, 1e-3, 4e-3]
-GRIDS = {"state": [1.0, 0.3, 0.1], "head": COMMON, "last:1": COMMON, "lora:4": [1e-3, 4e-3, 1.6e-2], "all": COMMON}
+TRAIN_TOKENS, TUNE_TOKENS = 256, 64
+"""Of an update: long ones train sooner."""
+COMMON, STATES = [1e-3, 4e-3, 1.6e-2], [3.0, 1.0, 0.3, 0.1]
+GRIDS = {"initial": STATES, "state": STATES, "head": COMMON, "last:1": COMMON, "lora:4": COMMON, "all": COMMON}
 FALLING = ["schedule.name=cooldown", "schedule.warmup=10", "schedule.share=1.0", "schedule.floor=0.01"]
 """To a hundredth of the rate at the end of the budget: 1 to 0.01 for states (RWKV-PEFT), and the same for all."""
 PILOT_SEED = 99
@@ -49,7 +51,11 @@ class Watch:
 
 
 def train(text: Path, n_bytes: int, seed: int, out: Path) -> float:
-    """A run over the first bytes of a text; bits per byte of its second half."""
+    """A run over the first bytes of a text, unless there is one; bits per byte of its second half."""
+    if out.exists():
+        records = (json.loads(line) for line in (out / "journal.jsonl").read_text("utf-8").splitlines())
+        scored = [(record["bits"], record["n_bytes"]) for record in records if record["kind"] == "scored"]
+        return cost(scored[len(scored) // 2 :])
     changes = ["memory.name=none", "model.name=rwkv7", "optimizer.rate=4e-3"]
     changes += [f"model.{name}={value}" for name, value in MODEL.items()]
     changes += [f"feed.update_tokens={TRAIN_TOKENS}", f"source.uris={json.dumps([str(text.absolute())])}"]
@@ -61,7 +67,9 @@ def train(text: Path, n_bytes: int, seed: int, out: Path) -> float:
 
 def tune(run: Path, sessions: Path, n_bytes: int, policy: str, rate: float) -> Watch:
     """A fork of a run that learns by a policy."""
-    changes = [f"learn.policy={policy}", f"optimizer.rate={rate}", "source.sessions.follow=false", *FALLING]
+    changes = [f"optimizer.rate={rate}", "source.sessions.follow=false", *FALLING]
+    changes += ["model.initial_state=learned"] if policy == "initial" else []
+    changes += [f"learn.policy={'state' if policy == 'initial' else policy}"]
     changes += ["source.sessions.grade=all", f"feed.update_tokens={TUNE_TOKENS}"]
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
@@ -143,30 +151,33 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=32_000, help="of the sessions, for each policy")
     parser.add_argument("--pilot-bytes", type=int, default=12_000, help="of the sessions, for each rate")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--bases", type=Path, help="a folder that keeps the trained models, or has them")
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {"model": MODEL, "grids": GRIDS, "on_text": []}
-    figures["update_tokens"] = [TRAIN_TOKENS, TUNE_TOKENS]
+    on_text = []
     with tempfile.TemporaryDirectory() as folder:
-        pilot = Path(folder) / "pilot"
+        bases = arguments.bases or Path(folder)
+        pilot = bases / f"base-{PILOT_SEED}-{arguments.train_bytes}"
         train(arguments.text, arguments.train_bytes, PILOT_SEED, pilot)
-        figures["pilot"] = []
+        tried = []
         for row in choose_rates(pilot, arguments.sessions, arguments.pilot_bytes):
-            figures["pilot"].append(row)
+            tried.append(row)
             print(json.dumps(row), flush=True)
-        rates = {p: min((r for r in figures["pilot"] if r["policy"] == p), key=_cost)["rate"] for p in GRIDS}
+        rates = {p: min((r for r in tried if r["policy"] == p), key=_cost)["rate"] for p in GRIDS}
         for seed in range(arguments.seeds):
-            run = Path(folder) / f"seed-{seed}"
-            figures["on_text"].append(round(train(arguments.text, arguments.train_bytes, seed, run), 4))
+            run = bases / f"base-{seed}-{arguments.train_bytes}"
+            on_text.append(train(arguments.text, arguments.train_bytes, seed, run))
             for row in measure(run, arguments.sessions, arguments.bytes, rates, seed):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    figures["policies"] = list(summarise(rows))
-    print(f"bits per byte of the text itself, second half: {figures['on_text']}")
-    print(*map(json.dumps, figures["policies"]), sep="\n")
+    figures: dict[str, Any] = {**MODEL, "seeds": arguments.seeds, "update_tokens": TUNE_TOKENS}
+    figures["bits_per_byte_of_text"] = round(statistics.mean(on_text), 3)
+    figures |= {summary.pop("policy"): summary for summary in summarise(rows)}
+    print(json.dumps(figures, indent=1))
     if arguments.keep:
-        keep("policies", "What does each policy of learning save on agent sessions after other text?", figures, rows)
+        question = "What does each policy of learning save on agent sessions after other text?"
+        keep("policies", question, figures, [*tried, *rows])
 
 
 def _cost(row: dict[str, Any]) -> float:

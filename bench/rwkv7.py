@@ -1,8 +1,8 @@
 """RWKV-7: how much faster chunks learn than the token-by-token loop, and whether an endless stream costs memory.
 
 `speed` lets both take turns in one process, because a shared machine changes its speed within seconds; the figure is
-the median of the ratios of neighbouring turns. `memory` learns from random bytes with carried state and reports what
-is resident early and late.
+the median of the ratios of neighbouring turns, in processor time of one thread. `memory` learns from random bytes with
+carried state and reports what is resident early and late.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bench.record import keep
-from livelm.models.ops.rwkv7 import Layout, Streams, make_layout, rwkv7_chunked, rwkv7_recurrent
+from livelm.models.ops.rwkv7 import Streams, rwkv7_chunked, rwkv7_recurrent
+from livelm.models.ops.rwkv7_chunks import Layout, make_layout
 from livelm.models.rwkv7 import RWKV7, RWKV7Config
 from livelm.optim.adamw import AdamW, AdamWConfig
 
@@ -32,9 +33,9 @@ def recurrent(x: Streams, layout: Layout, state: Tensor, initial: Tensor | None 
 
 
 def seconds(do: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     do()
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def in_turns(do: Callable[[Any], Any], n_turns: int) -> dict[str, float]:
@@ -98,7 +99,7 @@ def speed(n_tokens: int, n_turns: int, keep_record: bool) -> None:
     if keep_record:
         worst = min(row["ratio"] for row in rows)
         question = f"How much faster do chunks learn than the token-by-token loop at T = {n_tokens}?"
-        keep("rwkv7-speed", question, {"least_ratio": worst, "threads": torch.get_num_threads()}, rows)
+        keep("rwkv7-speed", question, {"least_ratio": worst}, rows)
 
 
 def resident_bytes() -> int:
@@ -140,10 +141,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of an update (speed: 512) or in all (memory: 1,000,000)")
     parser.add_argument("--update", type=int, default=256, help="tokens per update (memory)")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="keep a record")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     if arguments.what == "speed":
         speed(arguments.tokens or 512, arguments.turns, arguments.keep)
     else:

@@ -39,7 +39,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "learned-start": LOOPED | {"initial_state": "learned", "n_initial": 3},
         "deep": LOOPED | {"n_before": 0, "n_after": 0, "n_shared": 1, "n_loops": 3, "context": 5},
     },
-    "rwkv7": {"plain": RECURRENT, "learned-start": RECURRENT | {"initial_state": "learned"}},
+    "rwkv7": {
+        "plain": RECURRENT,
+        "learned-start": RECURRENT | {"initial_state": "learned"},
+        "offset": RECURRENT | {"initial_state": "offset"},
+    },
     "transformer": {
         "plain": SMALL,
         "ancestor": SMALL

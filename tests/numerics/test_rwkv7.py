@@ -12,12 +12,12 @@ from torch import Tensor
 from livelm.models.ops.rwkv7 import (
     LOWEST_LOG_DECAY,
     Streams,
-    make_layout,
     rwkv7,
     rwkv7_chunked,
     rwkv7_packed,
     rwkv7_recurrent,
 )
+from livelm.models.ops.rwkv7_chunks import make_layout
 
 N_LANES, N_HEADS, N = 2, 3, 8
 

@@ -20,8 +20,11 @@ def documents(n: int, seed: int = 0, often: float = 0.1) -> Tensor:
 
 @pytest.mark.parametrize("n_new", [1, 2, 7, 63, 100])
 @pytest.mark.parametrize("n_taps", [2, 4])
-def test_the_convolution_equals_its_reference(n_new: int, n_taps: int) -> None:
-    age = ages(documents(n_new), torch.tensor([0, 2, 50]))
+@pytest.mark.parametrize(
+    "first", [[0, 2, 50], [3, 9, 50]], ids=["young", "old"]
+)  # where none is young, nothing is masked
+def test_the_convolution_equals_its_reference(n_new: int, n_taps: int, first: list[int]) -> None:
+    age = ages(documents(n_new, often=0.1 if 0 in first else 0.0), torch.tensor(first))
     results = []
     for compute in (causal_conv, causal_conv_reference):
         generator = torch.Generator().manual_seed(n_new)

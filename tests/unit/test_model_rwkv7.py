@@ -344,8 +344,24 @@ def test_a_learned_initial_state_is_what_documents_begin_with() -> None:
     assert plain.outline().initial == ()
 
 
-def test_training_only_initial_states_lowers_the_loss() -> None:
-    model = lively(SMALL.model_copy(update={"initial_state": "learned"}))
+def test_an_offset_hears_the_thousandth_token_as_the_first() -> None:
+    heard = []
+    for kind in ("learned", "offset"):
+        model = lively(SMALL.model_copy(update={"n_layers": 1, "initial_state": kind}))
+        with torch.no_grad():  # decays of about a half
+            model.get_parameter("blocks.0.att.w0").fill_(3.0)
+        tokens, starts, (offset,) = stream(1025), torch.zeros(2, 1024, dtype=torch.bool), model.outline().initial
+        starts[:, 0] = True
+        nats, _ = model.nats(tokens[:, :-1], starts, tokens[:, 1:], model.init_state(2))
+        first, last = (torch.autograd.grad(nats[:, t].sum(), offset, retain_graph=True)[0].norm() for t in (1, 1023))
+        heard.append(float(last / first))
+    assert heard[0] < 1e-6
+    assert heard[1] > 0.05
+
+
+@pytest.mark.parametrize("kind", ["learned", "offset"])
+def test_training_only_states_lowers_the_loss(kind: str) -> None:
+    model = lively(SMALL.model_copy(update={"initial_state": kind}))
     states = list(model.outline().initial)
     model.requires_grad_(False)
     for parameter in states:
@@ -426,6 +442,7 @@ ALIVE = [
     {"value_rank": 3},
     {"gate_rank": 3},
     {"initial_state": "learned"},
+    {"initial_state": "offset"},
 ]
 
 

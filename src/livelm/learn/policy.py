@@ -5,7 +5,7 @@ and its head are (`types.Model.outline`).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -13,22 +13,26 @@ from livelm.config import Settings
 from livelm.errors import ConfigError
 from livelm.models.lora import adapt, merge_adapters
 
-LEARNED = {"initial_state": "learned"}
-"""The setting with which a model has an initial state that can be trained."""
+TRAINED = ("offset", "learned")
+"""Values of `initial_state` with which a model has a state that can be trained; what does not fade first."""
 
 
 def settings_for(policy: str, model: str, settings: Settings) -> Settings:
-    """Settings with which the architecture `model` has what the policy trains.
+    """Settings with which the architecture `model` has what the policy trains, if they do not say so themselves.
 
     Raises ConfigError for `state` and an architecture without a trained initial state.
     """
     if policy != "state":
         return settings
-    if "initial_state" not in type(settings).model_fields:
+    field = type(settings).model_fields.get("initial_state")
+    if field is None:
         raise ConfigError(
             f"learn.policy is 'state', but model {model!r} has no initial state to train. Take head, last:N or lora:R."
         )
-    return settings.model_copy(update=LEARNED)
+    chosen: str = settings.initial_state  # type: ignore[attr-defined]
+    if chosen not in TRAINED:
+        chosen = next(value for value in TRAINED if value in get_args(field.annotation))
+    return settings.model_copy(update={"initial_state": chosen})
 
 
 def apply_policy(policy: str, model: Any) -> None:

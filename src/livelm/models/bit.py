@@ -26,6 +26,7 @@ from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, ro
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.grid import ages, take
 from livelm.models.ops.patches import Layout, number_patches
+from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference
 from livelm.types import Outline, State, Tokenizer
 
@@ -123,7 +124,7 @@ class Block(nn.Module):
 
     def feed(self, x: Float[Tensor, "B W D"]) -> Float[Tensor, "B W D"]:
         """What the feed-forward layer adds to the second stream."""
-        return self.down(self.up(self.mlp_norm(x)).relu_().square())
+        return self.down(squared_relu(self.up(self.mlp_norm(x))))
 
     def coupling(self, keys: Tensor, values: Tensor, reading: Reading) -> Coupling:
         """The block as `reversible` wants it."""

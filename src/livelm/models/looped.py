@@ -21,6 +21,7 @@ from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm,
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.exclusive import exclude_own
+from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.previous import previous
 from livelm.types import Outline, State
 
@@ -192,7 +193,7 @@ class Block(nn.Module):
             x = torch.addcmul(x * self.mix[0], first, self.mix[1])
         mixed, k, v = self.attention(rms_norm(x), visit)
         x = self._add(x, mixed, 0)
-        return self._add(x, self.down(self.up(rms_norm(x)).relu_().square()), 1), k, v
+        return self._add(x, self.down(squared_relu(self.up(rms_norm(x)))), 1), k, v
 
     def _add(self, x: Tensor, branch: Tensor, which: Literal[0, 1]) -> Tensor:
         return x + branch if self.gain is None else torch.addcmul(x, branch, self.gain[which])

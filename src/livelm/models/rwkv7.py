@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from livelm.config import Settings
 from livelm.models.layers import nats_of
-from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Layout, Streams, make_layout, rwkv7
+from livelm.models.ops.pointwise import squared_relu, unit
+from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
+from livelm.models.ops.rwkv7_chunks import Layout, make_layout
 from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
@@ -39,8 +41,9 @@ class RWKV7Config(Settings):
     """Of the map from a token to how much of the first layer's values it takes."""
     gate_rank: Positive | None = None
     """Of the map from a token to the gate of what was read."""
-    initial_state: Literal["zero", "learned"] = "zero"
-    """What a document begins with: nothing, or a trained matrix per head (what it learns shows at once)."""
+    initial_state: Literal["zero", "learned", "offset"] = "zero"
+    """What a document begins with: nothing; a trained matrix per head (`learned`), which fades as the document goes on;
+    or one that is read beside the state at every token (`offset`, after Kang et al. 2025), and so never fades."""
 
     @model_validator(mode="after")
     def _fit(self) -> "RWKV7Config":
@@ -94,9 +97,9 @@ class TimeMix(nn.Module):
         self.value = nn.Linear(d, d, bias=False)
         self.output = nn.Linear(d, d, bias=False)
         self.ln_x = nn.GroupNorm(config.n_heads, d, eps=HEAD_NORM_EPS)
-        self.time_state: nn.Parameter | None = None
-        if config.initial_state == "learned":
-            self.time_state = nn.Parameter(torch.zeros(config.n_heads, config.d_head, config.d_head))
+        matrices = torch.zeros(config.n_heads, config.d_head, config.d_head)
+        self.time_state = nn.Parameter(matrices) if config.initial_state == "learned" else None
+        self.state_offset = nn.Parameter(matrices) if config.initial_state == "offset" else None
         self._initialize()
 
     def forward(
@@ -118,7 +121,7 @@ class TimeMix(nn.Module):
         first: Tensor = v if v_first is None else v_first
         if self.layer:
             v = torch.lerp(v, first, (self.v0 + x_v @ self.v1 @ self.v2).sigmoid().to(v.dtype))
-        removal = F.normalize((k * self.k_k).unflatten(-1, heads), dim=-1, eps=1e-6)
+        removal = unit((k * self.k_k).unflatten(-1, heads))
         k = (k * (1 + (rate - 1) * self.k_a)).unflatten(-1, heads)
         r, v, log_w, rate = (part.unflatten(-1, heads) for part in (r, v, log_w, rate))
         dtype = v.dtype
@@ -131,12 +134,16 @@ class TimeMix(nn.Module):
     def _recur(self, x: Streams, layout: Layout, state: State) -> tuple[Float[Tensor, "B T H N"], State]:
         """What is read from the carried matrix, and the state after the last token.
 
-        A matrix depends linearly on the one its document began with: S = rest + begin @ influence, where the influence
-        is what has become of an identity since then. Both are carried, so a learned initial state has its gradient in
-        every batch, and what it learns shows at once, not only where the next document starts.
+        An offset is no part of the recurrence: y = (S + offset) r, so its gradient is as large at the millionth token
+        of a document as at its first. A matrix that documents begin with is, and depends linearly on it: S = rest +
+        begin @ influence, where the influence is what has become of an identity since then. Both are carried, so it has
+        its gradient in every batch, and what it learns shows at once; but the influence fades within a few hundred
+        tokens, and with it both.
         """
         if self.time_state is None:
             read, matrix = rwkv7(x, layout, state["matrix"])
+            if self.state_offset is not None:
+                read = read + (x.r.transpose(1, 2) @ self.state_offset.to(x.r.dtype).mT).transpose(1, 2)
             return read, {"matrix": matrix.detach()}
         n, begin = self.config.d_head, self.time_state
         fresh = torch.eye(2 * n, n, device=begin.device).roll(n, dims=0).expand(len(begin), -1, -1)  # nothing, identity
@@ -185,7 +192,7 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"], past: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """What the block adds to the stream."""
-        return self.value(self.key(torch.addcmul(x, past - x, self.x_k)).relu_().square())
+        return self.value(squared_relu(self.key(torch.addcmul(x, past - x, self.x_k))))
 
 
 class Block(nn.Module):
@@ -266,12 +273,12 @@ class RWKV7(nn.Module):
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, token by token.
 
-        The state costs 4 multiply-adds per number of it, a learned initial state as many again and one to read it;
-        norms, shifts and other elementwise work are not counted.
+        The state costs 4 multiply-adds per number of it, a learned initial state as many again and one to read it, an
+        offset only the one; norms, shifts and other elementwise work are not counted.
         """
         c = self.config
         weights = sum(p.numel() for _, p in self.parameter_kinds()["matrix"])
-        per_number = 9 if c.initial_state == "learned" else 4
+        per_number = {"zero": 4, "learned": 9, "offset": 5}[c.initial_state]
         return 2 * (weights + per_number * c.n_layers * c.d_model * c.d_head + c.d_model * self.n_vocabulary)
 
     def parameter_kinds(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -288,7 +295,9 @@ class RWKV7(nn.Module):
 
     def outline(self) -> Outline:
         """Its blocks; norm and output matrix; the matrices (heads, value, key) that a document begins with."""
-        initial = (parameter for name, parameter in self.named_parameters() if name.endswith(".time_state"))
+        initial = (
+            parameter for name, parameter in self.named_parameters() if name.endswith((".time_state", ".state_offset"))
+        )
         return Outline(tuple(self.blocks), (self.ln_out, self.head), tuple(initial))
 
 

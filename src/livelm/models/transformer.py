@@ -15,6 +15,7 @@ from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm,
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.native import multiplies_bfloat16, table_type
+from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.token_table import TokenTable
 from livelm.types import Outline, State
 
@@ -170,8 +171,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """What the block adds to the stream."""
-        h = self.up(x).relu_()
-        return self.down(h.square() if self.squared else h)
+        h = self.up(x)
+        return self.down(squared_relu(h) if self.squared else h.relu_())
 
 
 class Block(nn.Module):

@@ -27,6 +27,7 @@ from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
 from livelm.models.ops.grid import Grid, add_at, ages, take, worker_grid, worker_mask
+from livelm.models.ops.pointwise import squared_relu
 from livelm.types import Outline, State
 
 Positive = Annotated[int, Field(ge=1)]
@@ -163,7 +164,7 @@ class Block(nn.Module):
         if self.initial is not None:
             found = found + self.initial(asked)
         x = x + self.out(found.flatten(2) * gate.sigmoid())
-        return x + self.down(self.up(self.mlp_norm(x)).relu_().square())
+        return x + self.down(squared_relu(self.up(self.mlp_norm(x))))
 
 
 class Worker(nn.Module):

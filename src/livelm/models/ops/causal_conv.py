@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -36,28 +36,36 @@ def causal_conv_reference(
 class _CausalConv(torch.autograd.Function):
     """One pass per tap; autograd on its own would keep, and walk through, three more tensors per tap.
 
-    `where` and not a product with 0 and 1: what lies before a document may be anything, even infinite.
+    `where` and not a product with 0 and 1: what lies before a document may be anything, even infinite. Mostly no
+    document begins near; a processor sees that at once (an accelerator would be waited for) and masks nothing then.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, taps: Tensor, age: Tensor) -> Tensor:
         n_back, n_new = len(taps) - 1, x.shape[1]
-        inside = age >= torch.arange(n_back + 1, device=age.device)[:, None, None]  # (N, B, T): the tap is in reach
-        read, inside, zero = torch.cat([kept, x], dim=1), inside[..., None], x.new_zeros(())
-        ctx.save_for_backward(read, taps, inside, zero)
+        inside = None
+        if not age.is_cpu or int(age.min()) < n_back:
+            inside = (age >= torch.arange(n_back + 1, device=age.device)[:, None, None])[..., None]  # (N, B, T, 1)
+        read = torch.cat([kept, x], dim=1)
+        ctx.save_for_backward(read, taps, inside)
         y = x * taps[0]
         for j in range(1, n_back + 1):
-            y.addcmul_(torch.where(inside[j], read[:, n_back - j : n_back - j + n_new], zero), taps[j])
+            y.addcmul_(_reached(read[:, n_back - j : n_back - j + n_new], inside, j), taps[j])
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (g,), (read, taps, inside, zero) = gradients, ctx.saved_tensors
+        (g,), (read, taps, inside) = gradients, ctx.saved_tensors
         n_back, n_new = len(taps) - 1, g.shape[1]
         to_x, to_taps = g * taps[0], torch.empty_like(taps)
         for j in range(n_back + 1):
             seen = g * read[:, n_back - j : n_back - j + n_new]
-            torch.sum(torch.where(inside[j], seen, zero), dim=(0, 1), out=to_taps[j])
+            torch.sum(_reached(seen, inside, j), dim=(0, 1), out=to_taps[j])
             if 0 < j < n_new:
-                to_x[:, : n_new - j].addcmul_(torch.where(inside[j, :, j:], g[:, j:], zero), taps[j])
+                to_x[:, : n_new - j].addcmul_(_reached(g, inside, j)[:, j:], taps[j])
         return to_x, None, to_taps, None
+
+
+def _reached(x: Float[Tensor, "B T D"], inside: Bool[Tensor, "N B T 1"] | None, tap: int) -> Float[Tensor, "B T D"]:
+    """0 where the tap is out of reach; None: nowhere."""
+    return x if inside is None else torch.where(inside[tap], x, 0.0)
