@@ -69,10 +69,9 @@ def in_bfloat16(learner: Learner) -> None:
 
 
 def by_bytes(n_tokens: int, *changes: str) -> Arm:
-    """Updates of so many tokens, with warm-up and hold at the bytes where `tiny` has them."""
-    warmup, hold = (max(1, round(n * 48 / n_tokens)) for n in (100, 700))
-    slow = (f"feed.update_tokens={n_tokens}", f"schedule.warmup={warmup}", f"schedule.hold={hold}", *changes)
-    return settings(*slow, pace=f"{n_tokens} tokens")
+    """Updates of so many tokens, with the rate held up to the byte to which `tiny` holds it."""
+    hold = round(700 * 48 / n_tokens)
+    return settings(f"feed.update_tokens={n_tokens}", f"schedule.hold={hold}", *changes, pace=f"{n_tokens} tokens")
 
 
 def rates(dense: str, rows: str) -> tuple[str, str]:
@@ -104,13 +103,8 @@ ARMS: dict[str, dict[str, Arm]] = {
         },
         **{
             f"tables {rate}": settings(f"optimizer.table_rate={rate}", pace=OWN)
-            for rate in ("5e-4", "1e-3", "4e-3", "8e-3", "1.6e-2")
+            for rate in ("5e-4", "1e-3", "2e-3", "8e-3")
         },
-    },
-    "together": {
-        "tables 4e-3, warm-up 20": settings("optimizer.table_rate=4e-3", "schedule.warmup=20", pace=OWN),
-        "tables 8e-3, warm-up 20": settings("optimizer.table_rate=8e-3", "schedule.warmup=20", pace=OWN),
-        "tables 4e-3, head x2": settings("optimizer.table_rate=4e-3", "model.head_scale=2", pace=OWN),
     },
     "muon": {
         "muon": settings("optimizer.name=muon"),
@@ -163,7 +157,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     },
     "schedule": {
         "constant": schedule("constant", "schedule.warmup=100"),
-        **{f"warm-up {n}": settings(f"schedule.warmup={n}", pace=OWN) for n in (0, 20, 50, 300)},
+        **{f"warm-up {n}": settings(f"schedule.warmup={n}", pace=OWN) for n in (20, 100)},
         **{f"hold {n}": settings(f"schedule.hold={n}", pace=OWN) for n in (200, 350, 1400, 2800)},
     },
     "decay": {f"weight decay {d}": settings(f"optimizer.weight_decay={d}", pace=OWN) for d in ("0.1",)},
@@ -181,7 +175,7 @@ class Average:
         self._named = dict(learner.model.named_parameters())
         chosen = [name for name in self._named if tables or name != "ngrams.table"]
         self.weights = {n: p.detach().clone() if n in chosen else p.detach() for n, p in self._named.items()}
-        self._pairs = [[self.weights[name] for name in chosen], [self._named[name].detach() for name in chosen]]
+        self._pairs = [(self.weights[name], self._named[name].detach()) for name in chosen]
         self._every = 8 if tables else 1  # 42 M numbers: not after each update
         self._keep = 1 - self._every / n_updates
         self._n = 0
@@ -191,4 +185,5 @@ class Average:
         self._n += 1
         if self._n % self._every == 0:
             n = self._n // self._every
-            torch._foreach_lerp_(*self._pairs, 1 - min(self._keep, (n - 1) / n))
+            for mean, weight in self._pairs:
+                mean.lerp_(weight, 1 - min(self._keep, (n - 1) / n))

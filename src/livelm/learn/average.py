@@ -32,7 +32,8 @@ class Average:
         self._n += 1
         if self._n % EVERY == 0:
             share = max(min(1.0, EVERY / self._n_updates), EVERY / self._n)
-            torch._foreach_lerp_(self._means, self._weights, share)
+            for mean, weight in zip(self._means, self._weights, strict=True):
+                mean.lerp_(weight, share)
 
     @torch.no_grad()
     def put(self) -> None:
