@@ -111,6 +111,8 @@ class LearnSettings(Settings):
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
     explosion: float = Field(default=100.0, gt=1)
     """An update whose gradient norm exceeds this many times the usual one is skipped."""
+    average_updates: int = Field(default=0, ge=0)
+    """`eval` and `generate` take the mean of weights over about so many updates (not of n-gram rows); 0: the last."""
 
 
 class GrowSettings(Settings):

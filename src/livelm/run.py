@@ -12,7 +12,7 @@ from livelm.feed import FeedCursor, Prefetch, batches
 from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.folder import RunFolder
-from livelm.learn import Holdout, inherit
+from livelm.learn import Holdout, MemoryLearner, inherit
 from livelm.models.rwkv7_checkpoints import infer_config, read_tensors, to_native
 from livelm.parts import AnyLearner, Parts, build_parts, run_record
 from livelm.session import Session, Stop
@@ -239,14 +239,17 @@ def _published(path: Path) -> tuple[Recipe, dict[str, Any], Record]:
 def load(path: Path, threads: int | None = None) -> tuple[Parts, AnyLearner]:
     """The model of a run as it was at its newest checkpoint, for grading and generating; the run is left alone.
 
-    `threads` replaces what the recipe says.
+    Its weights are their running mean, where the run keeps one. `threads` replaces what the recipe says.
     """
-    parts, learner, _ = _load(path, threads)
+    parts, learner, tree = _load(path, threads)
+    if not isinstance(learner, MemoryLearner):
+        learner.settle(tree["learner"])
     return parts, learner
 
 
 def load_holdout(path: Path, threads: int | None = None) -> Holdout:
-    """What a run held out of learning, and its network as it was at its newest checkpoint.
+    """What a run held out of learning, and its network as it was at its newest checkpoint (the last weights, which also
+    graded it first).
 
     Raises RunError where nothing was held out.
     """

@@ -68,7 +68,7 @@ def test_recipe_keys() -> None:
         "memory": ["name"],
         "optimizer": ["name"],
         "schedule": ["name"],
-        "learn": ["clip", "explosion", "policy"],
+        "learn": ["average_updates", "clip", "explosion", "policy"],
         "grow": ["gain", "rate_factor", "steps", "warmup", "window_bytes"],
         "checkpoint": ["every_s", "keep"],
         "spool": ["max_bytes", "segment_bytes"],

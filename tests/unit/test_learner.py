@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from livelm.config import LearnSettings
 from livelm.errors import CheckpointError, ContractError
 from livelm.learn import Guard, Learner, load_checkpoint, save_checkpoint
+from livelm.learn.average import EVERY, Average
 from livelm.learn.guard import WARM_UP
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
@@ -198,6 +199,67 @@ def test_a_checkpoint_restores_the_learner_to_equal_bits(tmp_path: Any) -> None:
     other.load_state_dict(load_checkpoint(path))
     assert [other.update(other.score(random_batch(i))) for i in range(5, 9)] == expected
     assert equal(weights(other), weights(learner))
+
+
+def test_an_average_changes_no_score_and_no_weight() -> None:
+    learner, other = make_learner(average_updates=20), make_learner()
+    for i in range(30):
+        assert learner.update(learner.score(random_batch(i))) == other.update(other.score(random_batch(i)))
+    assert equal(weights(learner), weights(other))
+
+
+def test_the_average_is_the_written_formula() -> None:
+    learner = make_learner(average_updates=32)
+    expected = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    for i in range(1, 10 * EVERY + 1):
+        learner.update(learner.score(random_batch(i)))
+        if i % EVERY == 0:
+            share = max(EVERY / 32, EVERY / i)  # first the plain mean of what was seen
+            expected = {n: (1 - share) * expected[n] + share * p.detach() for n, p in learner.model.named_parameters()}
+    last = weights(learner)
+    learner.settle(learner.state_dict())
+    assert not equal(weights(learner), last)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights(learner)[name], value)
+
+
+def test_an_average_goes_on_from_a_checkpoint_to_equal_bits(tmp_path: Any) -> None:
+    learner = make_learner(average_updates=50)
+    for i in range(EVERY + 3):
+        learner.update(learner.score(random_batch(i)))
+    state = load_checkpoint(save_checkpoint(tmp_path, 1, learner.state_dict(), keep=2))
+    other = make_learner(average_updates=50)
+    other.load_state_dict(state)
+    for each in (learner, other):
+        for i in range(EVERY + 3, 4 * EVERY):
+            each.update(each.score(random_batch(i)))
+        each.settle(each.state_dict())
+    assert equal(weights(other), weights(learner))
+
+
+@pytest.mark.parametrize(("settings", "n"), [({}, 3 * EVERY), ({"average_updates": 20}, EVERY - 1)])
+def test_without_an_average_the_last_weights_are_taken(settings: dict[str, Any], n: int) -> None:
+    learner = make_learner(**settings)
+    for i in range(n):
+        learner.update(learner.score(random_batch(i)))
+    last = weights(learner)
+    learner.settle(learner.state_dict())
+    assert equal(weights(learner), last)
+
+
+def test_tables_that_are_changed_by_the_row_are_not_averaged() -> None:
+    table, matrix = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    average = Average([{"kind": "rows", "params": [table]}, {"kind": "matrix", "params": [matrix]}], 100)
+    for _ in range(EVERY):
+        with torch.no_grad():
+            table.add_(1)
+            matrix.add_(1)
+        average.take()
+    with torch.no_grad():
+        matrix.add_(1)
+    average.put()
+    assert torch.equal(table, torch.full((4,), float(EVERY)))
+    assert torch.equal(matrix, torch.full((4,), float(EVERY)))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Any) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from livelm.config import load_recipe
 from livelm.errors import StorageError
-from livelm.run import resume, run_session, start
+from livelm.learn import list_checkpoints, load_checkpoint
+from livelm.run import fork, load, resume, run_session, start
 from livelm.session import Session, Stop
 
 TEXT = b"".join(b"the %d. line of a text with much to learn from\n" % i for i in range(40))
@@ -57,6 +59,22 @@ def records(run: Path, *kinds: str) -> list[dict[str, Any]]:
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_grading_and_writing_take_the_average_and_learning_on_does_not(tmp_path: Path) -> None:
+    run = learned(tmp_path, TEXT, "averaged", "learn.average_updates=16")
+    tree = load_checkpoint(list_checkpoints(run / "checkpoints")[-1])["learner"]
+    parts, _ = load(run)
+    held = dict(parts.model.named_parameters())  # type: ignore[union-attr]
+    means = iter(tree["average"]["means"])
+    for group in parts.optimizer.param_groups:  # type: ignore[union-attr]
+        if group["kind"] != "rows":
+            assert all(torch.equal(parameter, next(means)) for parameter in group["params"])
+    assert torch.equal(held["ngrams.table"], tree["model"]["ngrams.table"])
+    session = fork(run, [str(tmp_path / "averaged.txt")], tmp_path / "forked", "", Stop())
+    forked = session.learner.state_dict()["model"]
+    session.close()
+    assert all(torch.equal(value, tree["model"][name]) for name, value in forked.items())
 
 
 @pytest.mark.parametrize("lanes", [1, 3])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from livelm.config import LearnSettings
 from livelm.errors import CheckpointError, ContractError
+from livelm.learn.average import Average
 from livelm.learn.guard import Guard
 from livelm.learn.score_first import ScoreFirst
 from livelm.learn.slices import Recalled, cost
@@ -61,6 +62,7 @@ class Learner(ScoreFirst):
         self._rate_factor, self.settings = rate_factor, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._guard = Guard(settings)
+        self._average = self._begin_average()
         self.n_updates = 0
         self.rate_scale: Callable[[int], float] = lambda _: 1.0
         """Multiplies every rate too; growth sets it."""
@@ -87,7 +89,7 @@ class Learner(ScoreFirst):
         loss = (nats * weights.to(nats.dtype)).mean() / recalled.wanted.shape[1]
         _, skipped = self._backward(loss, guard)
         if skipped is None:
-            self.optimizer.step()
+            self._step()
         return nats.detach(), skipped
 
     def reset_lanes(self, n_lanes: int) -> None:
@@ -100,6 +102,7 @@ class Learner(ScoreFirst):
         """Go on with another model that predicts the same, between an update and the next score."""
         self.model, self.optimizer, self.lanes = model, optimizer, lanes
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._average = self._begin_average()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later scores depend on, as a tree of tensors and plain values."""
@@ -107,6 +110,7 @@ class Learner(ScoreFirst):
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "guard": self._guard.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
             "lanes": dict(self.lanes),
             "last": self._last,
             "last_starts": self._last_starts,
@@ -119,6 +123,7 @@ class Learner(ScoreFirst):
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self._guard.load_state_dict(state["guard"])
+        self._load_average(state)
         self.lanes = dict(state["lanes"])
         self._last, self._last_starts = state["last"], state["last_starts"]
         self.n_updates = state["n_updates"]
@@ -142,6 +147,27 @@ class Learner(ScoreFirst):
         if faults:
             raise CheckpointError(f"the weights do not fit this model: {'; '.join(sorted(faults)[:8])}.")
         self.model.load_state_dict(given)
+
+    def settle(self, state: dict[str, Any]) -> None:
+        """For `eval` and `generate`: put the mean of the weights in place of the last ones, where `state` has one."""
+        if self._load_average(state):
+            self._average.put()  # type: ignore[union-attr]
+
+    def _load_average(self, state: dict[str, Any]) -> bool:
+        """Whether there is a mean to go on with: a run from before there was one begins it anew."""
+        if self._average is None or state.get("average") is None:
+            return False
+        self._average.load_state_dict(state["average"])
+        return True
+
+    def _begin_average(self) -> Average | None:
+        n_updates = self.settings.average_updates
+        return Average(self.optimizer.param_groups, n_updates) if n_updates else None
+
+    def _step(self) -> None:
+        self.optimizer.step()
+        if self._average is not None:
+            self._average.take()
 
     def _grade(self, batch: Batch, learns: bool) -> Scored:
         """One forward pass, whose graph is differentiated by `_learn`."""
@@ -168,7 +194,7 @@ class Learner(ScoreFirst):
             self.optimizer.zero_grad()
             norm, skipped = self._backward(scored.loss)
             if skipped is None:
-                self.optimizer.step()
+                self._step()
         self.n_updates += 1
         return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
 

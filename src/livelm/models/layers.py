@@ -6,10 +6,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-def linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
-    """A linear map whose output has the variance of its input: normal weights of std 1/sqrt(d_in), bias 0."""
+def linear(d_in: int, d_out: int, *, bias: bool = False, scale: float = 1.0) -> nn.Linear:
+    """A linear map whose output has `scale` times the deviation of its input: weights of std scale / sqrt(d_in)."""
     layer = nn.Linear(d_in, d_out, bias=bias)
-    nn.init.normal_(layer.weight, std=d_in**-0.5)
+    nn.init.normal_(layer.weight, std=scale * d_in**-0.5)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer

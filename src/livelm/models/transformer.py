@@ -51,6 +51,9 @@ class TransformerConfig(Settings):
     token_table: Literal["plain", "auto", "float32", "bfloat16"] = "plain"
     """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors.
     `auto` becomes bfloat16 where the processor multiplies it natively, else float32; a run keeps what it became."""
+    head_scale: Annotated[float, Field(ge=0)] = 0.0
+    """How large the output matrix begins, in units of 1 / sqrt(d_model). At 0 the first loss is ln V, and n-gram rows
+    learn little until the head has; at 1 they do at once. A tied table has a scale of its own."""
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
     ngram_rows: Positive = 32_768
@@ -207,7 +210,7 @@ class Transformer(nn.Module):
         self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, config.d_model) if config.ngrams else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config.norm, config.d_model)
-        self.head = None if config.tied else silent_linear(config.d_model, n_vocabulary)
+        self.head = None if config.tied else linear(config.d_model, n_vocabulary, scale=config.head_scale)
         # Each layer looks context - 1 positions back from what the layer below could see.
         self.context_reach: int | None = config.n_layers * (config.context - 1) + max((1, *config.ngrams))
 
