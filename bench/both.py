@@ -59,6 +59,7 @@ class Watch:
                 "gain_since": round(1 - since, 4),
             }
         )
+        print(json.dumps(self.rows[-1]), flush=True)
         self._before = dict(now)
 
 
@@ -75,14 +76,12 @@ def run_once(recipe_file: Path | None, size: str, changes: list[str]) -> tuple[l
 
 
 def main() -> None:
-    """Run every seed and print its rows; keep the medians."""
+    """Run every seed, print its rows as they come; keep the medians."""
     arguments, recipe, changes = parse_runs(__doc__)
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         found, speed = run_once(recipe, arguments.size, [*changes, f"run.seed={seed}"])
         rows += [{"seed": seed, "bytes_per_cpu_s": round(speed), **row} for row in found]
-        for row in found:
-            print(json.dumps({"seed": seed, **row}), flush=True)
         print(f"seed {seed}: {speed:,.0f} bytes per processor second", flush=True)
     last = [row for row in rows if row["n_bytes"] == rows[-1]["n_bytes"]]
     names = ("bits_per_byte", "counts_bits_per_byte", "network_bits_per_byte", "gain", "bytes_per_cpu_s")
