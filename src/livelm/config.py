@@ -103,9 +103,9 @@ class LearnSettings(Settings):
     """What an update changes, and when it is refused."""
 
     policy: Annotated[str, AfterValidator(_known_policy)] = "all"
-    """What learns: `all`; `state` (what documents begin with; rates of 1 to 0.01 suit it); `head`; `last:N` (the last
-    N layers and the head); `lora:R` (adapters of rank R beside the linear maps of all layers). The rest stays as it is.
-    """
+    """What learns: `all`; `state` (what documents begin with, in rwkv7 an offset read beside its state; rates of 1 to
+    0.01 suit it); `head`; `last:N` (the last N layers and the head); `lora:R` (adapters of rank R beside linear maps).
+    The rest stays as it is."""
 
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""

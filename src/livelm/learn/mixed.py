@@ -3,7 +3,8 @@
 The counts learn inside `score`, each byte as soon as it was graded; the weights in `update`, by their own cost. What a
 network says is mixed with the counts bit by bit, and the graded number is the mixture's. To tell the network what the
 counts say (their log probabilities added to its logits) gained less, 0.10 % in place of 0.41 over 256 KB of
-tinyshakespeare: it becomes another voice for what the counts say. By the mixture's cost it learned nothing in 64 KB.
+tinyshakespeare with the mixers of then: it becomes another voice for what the counts say. By the mixture's cost it
+learned nothing in 64 KB.
 """
 
 import math
