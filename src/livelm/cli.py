@@ -17,7 +17,7 @@ from livelm.compare.arms import make_arms, unknown_settings
 from livelm.compare.contest import Contest
 from livelm.compare.rules import Equal, Rules, parse_rates
 from livelm.compare.seeds import contest_json, contest_table
-from livelm.config import load_optional, load_recipe, parse_budget, validate
+from livelm.config import load_recipe, parse_budget, validate
 from livelm.doctor import examine
 from livelm.errors import ConfigError, LivelmError, StorageError
 from livelm.evaluate.baselines import measure
@@ -27,6 +27,7 @@ from livelm.evaluate.plot import plot_compare, plot_run, plot_seeds
 from livelm.evaluate.report import compare_json, compare_table, forgetting_table, shared_bytes, show_table
 from livelm.evaluate.stream import grade_stream
 from livelm.folder import RunFolder, unused_folder
+from livelm.registry import load_optional
 from livelm.run import fork as fork_session
 from livelm.run import load, load_holdout, run_session, start
 from livelm.run import resume as resume_session

@@ -6,13 +6,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from livelm.errors import ConfigError, Unavailable
+from livelm.errors import ConfigError
 
 
 class Settings(BaseModel):
@@ -295,39 +295,6 @@ def validate(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         return kind.model_validate_json(json.dumps(dict(values), default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(kind, where, e) for e in error.errors())) from None
-
-
-def choose(registry: Mapping[str, Any], name: str, where: str) -> Any:
-    """The registry's entry, or for a name with a colon the class at `package.module:Class`.
-
-    Raises ConfigError with the nearest known name.
-    """
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{where} is {name!r}, which cannot be imported: {error}.") from None
-    if name not in registry:
-        near = get_close_matches(name, list(registry), n=1, cutoff=0.4)
-        advice = f"Did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{where} is {name!r}. {advice}Known: {', '.join(sorted(registry))}.")
-    return registry[name]
-
-
-def load_optional(path: str, extra: str | None, purpose: str) -> Any:
-    """What `package.module:name` names, imported only now, because it needs what may not be installed.
-
-    Raises Unavailable, with the line that installs it.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if extra is None or missing == "livelm":
-            raise
-        raise Unavailable(f"{purpose} needs {missing}, which is not installed: pip install 'livelm[{extra}]'") from None
 
 
 class Budget(Settings):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from livelm.config import Part, Recipe, Settings, choose, load_optional, validate
+from livelm.config import Part, Recipe, Settings, validate
 from livelm.errors import ConfigError
 from livelm.learn import (
     BesideLearner,
@@ -32,6 +32,7 @@ from livelm.learn import (
 from livelm.memory import MEMORIES, CountMemory
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
+from livelm.registry import choose, load_optional
 from livelm.tokenize import TOKENIZERS, Bits, Bytes
 from livelm.types import Particular, Record, Source, Tokenizer
 

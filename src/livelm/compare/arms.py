@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from livelm.config import Recipe, choose, load_recipe, load_toml, validate
+from livelm.config import Recipe, load_recipe, load_toml, validate
 from livelm.errors import ConfigError
 from livelm.memory import MEMORIES
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
+from livelm.registry import choose
 from livelm.tokenize import TOKENIZERS
 from livelm.types import Tokenizer
 

@@ -4,8 +4,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from livelm.compare.arms import MODELS, Arm, count_dense, sketch
-from livelm.config import choose
 from livelm.errors import ConfigError
+from livelm.registry import choose
 
 WIDTHS = range(8, 4097, 2)
 """Widths of the stream that are tried."""

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from livelm.config import SourceSettings, load_optional, validate
+from livelm.config import SourceSettings, validate
 from livelm.errors import ConfigError
+from livelm.registry import load_optional
 from livelm.sources.files import Files, FilesSettings
 from livelm.sources.mix import Mix, MixSettings
 from livelm.sources.stdin import Stdin
