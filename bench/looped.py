@@ -22,7 +22,7 @@ from livelm.config import load_recipe
 from livelm.parts import Parts, build_parts
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "looped.toml"
-SHARED = ("d_model", "n_heads", "n_kv_heads", "context", "ngrams", "ngram_rows")
+SHARED = ("d_model", "n_heads", "n_kv_heads", "context", "head_scale", "ngrams", "ngram_rows")
 """Settings of the recipe that `transformer` has too."""
 SWITCHES: dict[str, tuple[list[str], list[str]]] = {
     "loop embedding": (["loop_embedding=false"], ["loop_embedding=true"]),

@@ -244,11 +244,12 @@ def test_the_first_loss_is_the_logarithm_of_the_vocabulary(name: str, options: d
     assert same.mean().item() == pytest.approx(math.log(N_VOCABULARY), abs=1.2)  # the ancestor: sure of a repeat
 
 
-def test_a_head_that_begins_at_random_is_sure_of_nothing_and_teaches_rows_of_ngrams_at_once() -> None:
-    options = {"d_model": 32, "n_layers": 1, "n_heads": 2, "ngrams": [2], "ngram_rows": 64}
+@pytest.mark.parametrize("name", ["looped", "transformer", "worker"])
+def test_a_head_that_begins_at_random_is_sure_of_nothing_and_teaches_rows_of_ngrams_at_once(name: str) -> None:
+    options = {"d_model": 32, "n_heads": 2, "ngrams": [2], "ngram_rows": 64}
     tokens, starts = stream(2, 65)
     for scale, moved in ((0.0, False), (1.0, True)):
-        model = build("transformer", {**options, "head_scale": scale})
+        model = build(name, {**options, "head_scale": scale})
         nats, _ = model.nats(tokens[:, :-1], starts[:, :-1], tokens[:, 1:], model.init_state(2))
         # logits of deviation `scale` cost scale^2 / 2 over ln V
         assert nats.mean().item() == pytest.approx(math.log(N_VOCABULARY) + scale**2 / 2, abs=0.3)

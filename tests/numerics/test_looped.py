@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from livelm.models.looped import bigram_rows
+from livelm.models.looped_inputs import bigram_rows
 from livelm.models.ngrams import NOTHING
 from livelm.models.ops.exclusive import exclude_own, exclude_own_reference
 from livelm.models.ops.previous import previous, previous_reference

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from livelm.config import load_recipe, validate
 from livelm.errors import ConfigError
-from livelm.models.looped import Looped, LoopedConfig, TokenSmear
+from livelm.models.looped import Looped, LoopedConfig
+from livelm.models.looped_inputs import TokenSmear
 
 N_VOCABULARY = 61
 SMALL: dict[str, Any] = {"d_model": 32, "n_heads": 4, "context": 16, "d_valued": 8, "d_bigram": 8}

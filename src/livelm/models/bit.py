@@ -11,12 +11,12 @@ of its reversible blocks for telemetry, and scored worse than a coin at its larg
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
@@ -28,9 +28,9 @@ from livelm.models.ops.grid import ages, take
 from livelm.models.ops.patches import Layout, number_patches
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference
+from livelm.models.settings import Positive
 from livelm.types import Outline, State, Tokenizer
 
-Positive = Annotated[int, Field(ge=1)]
 CERTAIN = 30.0
 """Logit of a symbol that is determined, over 0 for the others: what it costs, 1e-13 nats, is 0 in float32."""
 MAX_LEAVES = 1 << 17

@@ -18,18 +18,16 @@ from torch import Tensor, nn
 from livelm.config import Settings
 from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
+from livelm.models.looped_inputs import SMEARS, BigramEmbedding, ValueEmbedding
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.exclusive import exclude_own
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.previous import previous
+from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State
 
-Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-
-N_GATE_CHANNELS = 12
-"""Channels from which the token-wise smear gate is computed."""
 
 
 class LoopedConfig(Settings):
@@ -55,6 +53,7 @@ class LoopedConfig(Settings):
     """A token sees itself and the context - 1 tokens before it, in every layer."""
     tied: bool = False
     """Use the token table as the output matrix too."""
+    head_scale: HeadScale = 0.0
     loop_embedding: bool = False
     """Add a learned vector at the start of each loop, so that shared blocks can tell the loops apart."""
     skips: bool = True
@@ -199,76 +198,6 @@ class Block(nn.Module):
         return x + branch if self.gain is None else torch.addcmul(x, branch, self.gain[which])
 
 
-class BigramEmbedding(nn.Module):
-    """A row for the last two tokens, by hash, projected to the stream. Colliding pairs share a row.
-
-    The table begins at zero and the projection does not: with both at zero, as published, neither has a gradient.
-    """
-
-    def __init__(self, n_rows: int, width: int, d_model: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(n_rows, width))
-        self.project = linear(width, d_model)
-        self.scale = nn.Parameter(torch.tensor([0.05]))
-
-    def forward(self, tokens: Int[Tensor, "B T"], before: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """What the pair (before, token) means; `before` is NOTHING at the start of a document."""
-        rows = bigram_rows(tokens, before, self.table.shape[0])
-        return self.project(F.embedding(rows, self.table, sparse=True)) * self.scale
-
-
-def bigram_rows(tokens: Int[Tensor, "B T"], before: Int[Tensor, "B T"], n_rows: int) -> Int[Tensor, "B T"]:
-    """((36313 token) xor (27191 before)) mod (n_rows - 1), as published; the last row where nothing is before."""
-    rows = ((36_313 * tokens) ^ (27_191 * before)) % (n_rows - 1)
-    return rows.masked_fill(before == NOTHING, n_rows - 1)
-
-
-class ValueEmbedding(nn.Module):
-    """A vector per token, projected once to the width of the values; each layer that adds it has a gain."""
-
-    def __init__(self, n_vocabulary: int, n_layers: int, config: LoopedConfig) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(n_vocabulary, config.d_valued) * 0.01)
-        # Not zero, as published: the table would have no gradient before head, attention's output and this map had.
-        self.project = linear(config.d_valued, config.kv_heads * config.d_head)
-        self.gain = nn.Parameter(torch.full((n_layers,), 0.1))
-        self._shape = (config.kv_heads, config.d_head)
-
-    def forward(self, tokens: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T G K"]]:
-        """What each of the layers adds to its values."""
-        vectors = self.project(F.embedding(tokens, self.table)).unflatten(-1, self._shape)
-        return [vectors * gain for gain in self.gain]
-
-
-class ChannelSmear(nn.Module):
-    """(1 - g) x + g x_before with a learned gate per channel."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, x: Float[Tensor, "B T D"], before: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The blend; `before` is zero at the start of a document."""
-        return torch.lerp(x, before, self.gate.sigmoid())
-
-
-class TokenSmear(nn.Module):
-    """x + s sigmoid(w . x[first channels]) x_before with a learned s, zero at first."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(1))
-        self.gate = nn.Parameter(torch.zeros(min(d_model, N_GATE_CHANNELS)))
-
-    def forward(self, x: Float[Tensor, "B T D"], before: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The blend; `before` is zero at the start of a document."""
-        gate = (x[..., : len(self.gate)] * self.gate).sum(dim=-1, keepdim=True).sigmoid()
-        return torch.addcmul(x, self.scale * gate, before)
-
-
-SMEARS = {"channel": ChannelSmear, "token": TokenSmear}
-
-
 class Looped(nn.Module):
     """Next-token predictor whose middle blocks run in loops, with sliding-window attention over a stream."""
 
@@ -285,14 +214,15 @@ class Looped(nn.Module):
         self.ngrams = NgramEmbedding(c.ngrams, c.ngram_rows, d) if c.ngrams else None
         self.bigram = BigramEmbedding(c.bigram_rows, c.d_bigram, d) if c.bigram_rows else None
         self.smear = None if c.smear == "none" else SMEARS[c.smear](d)
-        self.valued = ValueEmbedding(n_vocabulary, min(c.n_valued, depth), c) if c.n_valued else None
+        value_sizes = (c.d_valued, min(c.n_valued, depth), c.kv_heads, c.d_head)
+        self.valued = ValueEmbedding(n_vocabulary, *value_sizes) if c.n_valued else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_before + c.n_shared + c.n_after))
         self.loops = nn.Parameter(torch.empty(c.n_loops, d)) if c.loop_embedding else None
         if self.loops is not None:
             nn.init.orthogonal_(self.loops, gain=0.01)
         self.skips = nn.Parameter(torch.ones(c.n_skips, d)) if c.n_skips else None
         self.norm = make_norm("rms", d)  # its gain lets logits grow: a memorised pattern cost half as much
-        self.head = None if c.tied else silent_linear(d, n_vocabulary)
+        self.head = None if c.tied else linear(d, n_vocabulary, scale=c.head_scale)
         n_read = max((1, *c.ngrams, 2 if self.bigram else 1)) + (self.smear is not None)
         # Each layer looks context - 1 positions back from what the layer below could see.
         self.context_reach: int | None = depth * (c.context - 1) + n_read

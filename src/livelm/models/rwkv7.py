@@ -17,9 +17,9 @@ from livelm.models.layers import nats_of
 from livelm.models.ops.pointwise import squared_relu, unit
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
 from livelm.models.ops.rwkv7_chunks import Layout, make_layout
+from livelm.models.settings import Positive
 from livelm.types import Outline, State
 
-Positive = Annotated[int, Field(ge=1)]
 NORM_EPS, HEAD_NORM_EPS = 1e-5, 64e-5  # of the published checkpoints
 
 

@@ -17,9 +17,8 @@ from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.token_table import TokenTable
+from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class TransformerConfig(Settings):
@@ -51,9 +50,7 @@ class TransformerConfig(Settings):
     token_table: Literal["plain", "auto", "float32", "bfloat16"] = "plain"
     """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors.
     `auto` becomes bfloat16 where the processor multiplies it natively, else float32; a run keeps what it became."""
-    head_scale: Annotated[float, Field(ge=0)] = 0.0
-    """How large the output matrix begins, in units of 1 / sqrt(d_model). At 0 the first loss is ln V, and n-gram rows
-    learn little until the head has; at 1 they do at once. A tied table has a scale of its own."""
+    head_scale: HeadScale = 0.0
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
     ngram_rows: Positive = 32_768

@@ -28,9 +28,8 @@ from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
 from livelm.models.ops.grid import Grid, add_at, ages, take, worker_grid, worker_mask
 from livelm.models.ops.pointwise import squared_relu
+from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class WorkerConfig(Settings):
@@ -49,6 +48,7 @@ class WorkerConfig(Settings):
     """Every stride-th token of a document is a worker; 1: every token is."""
     n_taps: Annotated[int, Field(ge=2)] = 4
     """How many tokens the local mixer combines, the newest included."""
+    head_scale: HeadScale = 0.0
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default."""
     ngram_rows: Positive = 32_768
@@ -182,7 +182,7 @@ class Worker(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.last = LocalMixer(config, config.d_model)
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
-        self.head = silent_linear(config.d_model, n_vocabulary)
+        self.head = linear(config.d_model, n_vocabulary, scale=config.head_scale)
         # In each layer a position hears a worker stride - 1 back, who sees a key context - 1 further back, which was
         # made of n_taps tokens.
         hears = (config.stride - 1) + (config.context - 1) + (config.n_taps - 1)
