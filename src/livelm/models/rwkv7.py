@@ -17,7 +17,7 @@ from livelm.models.layers import nats_of
 from livelm.models.ops.pointwise import squared_relu, unit
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
 from livelm.models.ops.rwkv7_chunks import Layout, make_layout
-from livelm.models.settings import Positive
+from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State
 
 NORM_EPS, HEAD_NORM_EPS = 1e-5, 64e-5  # of the published checkpoints
@@ -41,6 +41,7 @@ class RWKV7Config(Settings):
     """Of the map from a token to how much of the first layer's values it takes."""
     gate_rank: Positive | None = None
     """Of the map from a token to the gate of what was read."""
+    head_scale: HeadScale = 0.1
     initial_state: Literal["zero", "learned", "offset"] = "zero"
     """What a document begins with: nothing; a trained matrix per head (`learned`), which fades as the document goes on;
     or one that is read beside the state at every token (`offset`, after Kang et al. 2025), and so never fades."""
@@ -223,7 +224,7 @@ class RWKV7(nn.Module):
         self.ln_out = nn.LayerNorm(config.d_model, eps=NORM_EPS)
         self.head = nn.Linear(config.d_model, n_vocabulary, bias=False)
         nn.init.uniform_(self.emb.weight, -1e-4, 1e-4)
-        nn.init.normal_(self.head.weight, std=0.1 * config.d_model**-0.5)  # first logits of std 0.1: loss ln V + 0.005
+        nn.init.normal_(self.head.weight, std=config.head_scale * config.d_model**-0.5)
 
     def init_state(self, n_lanes: int) -> State:
         """The last inputs of both mixers, the matrices and what a learned start is to them, as before a document."""
