@@ -185,7 +185,8 @@ RUN = ["run.threads=1", "memory.name=none", "feed.update_tokens=32", "schedule.w
 def recipe_of(name: str, text: Path, *more: str) -> Any:
     model = [f"model.{key}={json.dumps(value)}" for key, value in TINY.get(name, {}).items()]
     uris = f"source.uris={json.dumps([str(text)])}"
-    return load_recipe(None, "tiny", [*RUN, uris, "model.name=none", f"model.name={name}", *model, *more])
+    last = "learn.average_updates=0"  # what is forked are the last weights, and they are what is looked at here
+    return load_recipe(None, "tiny", [*RUN, uris, "model.name=none", f"model.name={name}", *model, last, *more])
 
 
 def records(run: Path, *kinds: str) -> list[dict[str, Any]]:

@@ -209,12 +209,12 @@ def test_an_average_changes_no_score_and_no_weight() -> None:
 
 
 def test_the_average_is_the_written_formula() -> None:
-    learner = make_learner(average_updates=32)
+    learner = make_learner(average_updates=64)
     expected = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    for i in range(1, 10 * EVERY + 1):
+    for i in range(1, 20 * EVERY + 1):
         learner.update(learner.score(random_batch(i)))
         if i % EVERY == 0:
-            share = max(EVERY / 32, EVERY / i)  # first the plain mean of what was seen
+            share = min(1.0, max(EVERY / 64, 4 * EVERY / i))  # first over the last quarter of what was seen
             expected = {n: (1 - share) * expected[n] + share * p.detach() for n, p in learner.model.named_parameters()}
     last = weights(learner)
     learner.settle(learner.state_dict())
@@ -231,7 +231,7 @@ def test_an_average_goes_on_from_a_checkpoint_to_equal_bits(tmp_path: Any) -> No
     other = make_learner(average_updates=50)
     other.load_state_dict(state)
     for each in (learner, other):
-        for i in range(EVERY + 3, 4 * EVERY):
+        for i in range(EVERY + 3, 9 * EVERY):
             each.update(each.score(random_batch(i)))
         each.settle(each.state_dict())
     assert equal(weights(other), weights(learner))

@@ -28,10 +28,10 @@ class Average:
 
     @torch.no_grad()
     def take(self) -> None:
-        """After an update. While few were seen, it is their plain mean."""
+        """After an update. While few were seen, the mean is over the last quarter: the first ones know nothing."""
         self._n += 1
         if self._n % EVERY == 0:
-            share = max(min(1.0, EVERY / self._n_updates), EVERY / self._n)
+            share = min(1.0, max(EVERY / self._n_updates, 4 * EVERY / self._n))
             for mean, weight in zip(self._means, self._weights, strict=True):
                 mean.lerp_(weight, share)
 
