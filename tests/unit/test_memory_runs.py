@@ -22,6 +22,7 @@ MEMORY = ["memory.name=counts", "memory.budget_mib=64", "memory.history_mib=1"]
 NETWORK = [
     *("run.threads=1", "model.name=transformer", "model.d_model=16", "model.n_layers=1", "model.n_heads=2"),
     *("model.context=16", "model.ngrams=[]", "feed.update_tokens=40", "checkpoint.every_s=1e9"),
+    "learn.average_updates=0",  # what is compared are the last weights
 ]
 BITS = [
     *("run.threads=1", "tokenizer.name=bits", "model.name=bit", "model.d_model=16", "model.n_heads=2"),
