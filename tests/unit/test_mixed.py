@@ -279,13 +279,13 @@ def test_every_setting_of_the_memory_changes_what_it_says() -> None:
     text += text[:2000]
 
     def late(**settings: Any) -> float:
-        settings = {"budget_mib": 64, "history_mib": 1, **settings}
+        settings = {"budget_mib": 80, "history_mib": 1, **settings}
         return float(CountMemory(CountMemorySettings(**settings), n_lanes).score(text)[-1900:].mean())
 
     n_lanes = 1
     plain = late()
     assert late(contexts="rich") != plain
-    assert late(budget_mib=96) != plain
+    assert late(budget_mib=128) != plain
     n_lanes = 32  # 32 KiB of history each
     assert late() > 3 * plain
 
