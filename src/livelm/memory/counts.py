@@ -57,7 +57,7 @@ class CountMemorySettings(Settings):
     contexts: Literal["fast", "rich"] = "fast"
     """Which table of contexts is asked: `rich` predicts better at about half the speed."""
     budget_mib: int = Field(default=256, ge=64, le=65536)
-    """Memory of all tables together; it is taken at once and never grows. `rich` needs 75 or more."""
+    """Memory of all tables together; it is taken at once and never grows. `rich` needs at least 75."""
     history_mib: int = Field(default=4, ge=1, le=1024)
     """How far back repetitions are found (a power of two); part of the budget, with six times as much for its index.
     Lanes share it."""

@@ -28,7 +28,7 @@ from livelm.memory.contexts import (
 )
 from livelm.memory.marks import learn_mark, mark_probability
 from livelm.memory.match import LENGTH, MISSES, POINTER, length_grade, match_cell, recall
-from livelm.memory.mixing import LEAST, N_STRETCH, add_scaled, bin_of, clip, dot, squash
+from livelm.memory.mixing import LEAST, N_STRETCH, add_scaled, bin_of, clip, dot, falling, squash
 from livelm.memory.slots import count_cell, find_bucket, find_run, half_hash, learn_context
 from livelm.memory.tables import (
     CONTEXT_INPUTS,
@@ -42,7 +42,7 @@ from livelm.memory.tables import (
     Tables,
 )
 
-MIX_RATE, MIX_RATE_FIRST, FIRST_BYTES = 0.0003, 0.01, 16384.0
+MIX_RATE, MIX_RATE_FIRST = 0.0003, 0.01
 FINAL_RATE = 0.002
 MAP_RATE = 0.02
 MAP_SHARE = 0.6
@@ -263,7 +263,7 @@ def learn_bit(t: Tables, c: Moment, b, prefix, bit):
         t.maps[k, row, low + 1] += (target - t.maps[k, row, low + 1]) * MAP_RATE * share
     for k in range(N_FINALS):
         add_scaled(t.final, c.final_rows[b, k], c.logits, b, (target - squash(c.finals[b, k])) * FINAL_RATE)
-    rate = MIX_RATE + MIX_RATE_FIRST / (1.0 + t.summary[POSITION] / FIRST_BYTES)
+    rate = falling(MIX_RATE, MIX_RATE_FIRST, t.summary[POSITION])
     for k in range(N_SETS):
         add_scaled(t.weights, c.set_rows[b, k], c.inputs, b, (target - squash(c.logits[b, k])) * rate)
     for k in range(N_SETS, c.chosen.shape[0]):

@@ -14,6 +14,8 @@ N_STRETCH = 4096
 LARGEST = 11.0
 """Opinions (natural logits) are clipped here."""
 N_BINS = 33
+FIRST_BYTES = 16384.0
+"""After so many bytes half of the rate that weights begin with is gone."""
 LEAST = 1.0 / 65536
 """No bit is ever thought less probable than this, so no bit costs more than 16 bits."""
 
@@ -51,6 +53,12 @@ def add_scaled(w, row, x, b, factor):
 def clip(x):
     """A logit within bounds."""
     return max(-LARGEST, min(LARGEST, x))
+
+
+@inlined
+def falling(rate, first, n):
+    """A rate of learning after `n` bytes: `rate`, and what is left of `first`, which weights far from right need."""
+    return rate + first / (1.0 + n / FIRST_BYTES)
 
 
 @inlined

@@ -29,7 +29,7 @@ from livelm.memory.contexts import (
     observe,
 )
 from livelm.memory.match import length_grade, match_cell, recall
-from livelm.memory.mixing import LARGEST, LEAST, N_BINS, N_STRETCH
+from livelm.memory.mixing import FIRST_BYTES, LARGEST, LEAST, N_BINS, N_STRETCH
 from livelm.memory.slots import COUNT_LIMIT, COUNTED_UP_TO, LONGEST_RUN, count_cell
 from livelm.memory.tables import (
     CONTEXT_INPUTS,
@@ -194,7 +194,7 @@ class _Twin:
         for at, logit in zip(ends, mixed, strict=True):
             self.final[at] += logits * (bit - _squash(logit)) * kernel.FINAL_RATE
         position = self.tables.summary[POSITION]
-        rate = kernel.MIX_RATE + kernel.MIX_RATE_FIRST / (1 + position / kernel.FIRST_BYTES)
+        rate = kernel.MIX_RATE + kernel.MIX_RATE_FIRST / (1 + position / FIRST_BYTES)
         for at, logit in zip(rows, logits, strict=True):
             self.weights[at] += inputs * (bit - _squash(logit)) * rate
         for key, history, count, run in zip(self.keys, self.history, self.count, self.run, strict=True):

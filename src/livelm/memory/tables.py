@@ -36,6 +36,7 @@ N_MAPS = 4
 OPINIONS = 2
 """What is kept of each bit for a network to join: see `kernel.keep_opinions`."""
 CHOSEN = 5
+"""What is kept of each byte for that: see `kernel.keep_chosen`."""
 _CACHE_LINE = 64
 _FEWEST_GROUPS = 4
 
@@ -222,8 +223,13 @@ def set_rows(n: int) -> tuple[int, ...]:
 
 
 def count_inputs(n: int) -> int:
-    """Inputs of a mixer for `n` contexts, filled up to whole vectors of 16."""
-    return -(-(n * CONTEXT_INPUTS + len(MATCH_MINIMA) * MATCH_INPUTS + 1) // 16) * 16
+    """Inputs of a mixer for `n` contexts, filled up to whole vectors."""
+    return whole_vectors(n * CONTEXT_INPUTS + len(MATCH_MINIMA) * MATCH_INPUTS + 1)
+
+
+def whole_vectors(n: int) -> int:
+    """`n` numbers filled up to vectors of 16."""
+    return -(-n // 16) * 16
 
 
 def _regions(active: Sequence[int], n_bytes: int) -> dict[str, NDArray[Any]]:
