@@ -7,11 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from livelm.parts import machine, source_commit
+from livelm.parts import installed, machine, source_commit
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -31,7 +30,7 @@ def keep(slug: str, question: str, figures: dict[str, Any], rows: Sequence[dict[
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": source_commit(),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("livelm", "torch", "numpy")}},
+        "versions": {"python": platform.python_version(), **{n: installed(n) for n in ("livelm", "torch", "numpy")}},
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return folder

@@ -14,6 +14,11 @@ import torch
 
 from livelm.cli import main
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the models that conformance checks")
+
+
 torch.set_num_threads(1)  # small models: two threads that wait for one another on a busy machine take ten times as long
 
 TINY = [

@@ -14,17 +14,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from livelm.errors import ConfigError
 
+Device = Literal["cpu", "cuda"]
+"""What a network computes on."""
+
 
 class Settings(BaseModel):
     """Base of every group of settings: frozen, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    def resolved(self) -> Self:
+    def resolved(self, device: Device = "cpu") -> Self:
         """The same with everything decided that depends on the machine: what a run records, and keeps elsewhere."""
         return self
 
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self, device: Device = "cpu") -> tuple[str, ...]:
         """Sentences about what will go badly with these settings on this machine."""
         return ()
 
@@ -47,6 +50,8 @@ class RunSettings(Settings):
     """Seeds every random number of the run."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the learner; 0: all cores."""
+    device: Device = "cpu"
+    """What the network computes on, `cpu` or `cuda`; counts are always the CPU's."""
     budget: str = ""
     """How much to read before stopping, such as "60s", "10m" or "5MB"; empty: until the stream ends."""
 

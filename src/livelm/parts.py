@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from livelm.config import Part, Recipe, Settings, validate
+from livelm.config import Device, Part, Recipe, Settings, validate
 from livelm.errors import ConfigError
 from livelm.learn import (
     BesideLearner,
+    CapturedLearner,
     Growth,
     Holdout,
     Learner,
@@ -34,7 +35,7 @@ from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.registry import choose, load_optional
 from livelm.tokenize import TOKENIZERS, Bits, Bytes
-from livelm.types import Particular, Record, Source, Tokenizer
+from livelm.types import Capturable, Particular, Record, Source, Tokenizer
 
 if TYPE_CHECKING:
     from livelm.telemetry.signals.monitor import Monitor
@@ -81,6 +82,8 @@ class Parts:
             return MemoryLearner(self.memory, n_lanes)
         own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, self._shape)
         if self.memory is None:
+            if self.recipe.run.device == "cuda" and isinstance(self.model, Capturable) and self.model.capturable:
+                return CapturedLearner(self.recipe.feed.update_tokens, *own)
             return Learner(*own)
         if isinstance(self.tokenizer, Bytes):
             return MixedLearner(self.memory, *own)
@@ -128,6 +131,7 @@ def build_parts(recipe: Recipe) -> Parts:
     """Build everything the recipe names, with its seed and threads. Raises ConfigError naming what does not fit."""
     _refuse_conflicts(recipe)
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    _require_device(recipe.run.device)
     make_tokenizer, tokenizer_settings = _resolve(TOKENIZERS, recipe.tokenizer, "tokenizer")
     tokenizer = make_tokenizer(tokenizer_settings)
     memory, memory_part = _build_memory(recipe, tokenizer)
@@ -181,7 +185,7 @@ def run_record(parts: Parts, source: Source, run: str) -> Record:
         "stream": source.describe(),
         "bounded": source.bounded,
         "replayable": source.replayable,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in VERSIONED}},
         "machine": machine(),
         "commit": source_commit(),
     }
@@ -193,8 +197,17 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **({"cuda": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}),
         "system": platform.system(),
     }
+
+
+def installed(name: str) -> str | None:
+    """The version of a package; None where it is not installed, as livelm run from its source need not be."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def source_commit() -> str | None:
@@ -239,6 +252,12 @@ def _refuse_conflicts(recipe: Recipe) -> None:
         )
 
 
+def _require_device(device: Device) -> None:
+    """Raise ConfigError for a device that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device is 'cuda', but torch finds no CUDA device here. Take run.device=cpu.")
+
+
 def _require(model: Any, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for a model that would misread what this tokenizer writes."""
     if isinstance(model, Particular):
@@ -259,15 +278,17 @@ def _build_network(recipe: Recipe, tokenizer: Tokenizer) -> _Network:
     """The network under the recipe's policy."""
     if recipe.model.name == NONE:
         return _Network(None, _absent(recipe.model, "model"))
-    make_model, settings = _resolve(MODELS | {NONE: None}, recipe.model, "model")
+    device = recipe.run.device
+    make_model, settings = _resolve(MODELS | {NONE: None}, recipe.model, "model", device)
     settings = settings_for(recipe.learn.policy, recipe.model.name, settings)
-    _refuse_giant(lambda: make_model(settings, tokenizer.n_vocabulary))
+    _refuse_giant(lambda: make_model(settings, tokenizer.n_vocabulary), device)
     torch.manual_seed(recipe.run.seed)
     model = make_model(settings, tokenizer.n_vocabulary)
     _require(model, tokenizer)
     flops_per_token = model.flops_per_token()
     apply_policy(recipe.learn.policy, model)
-    return _Network(model, _part(recipe.model.name, settings), settings.warnings(), flops_per_token)
+    model.to(device)  # made on the CPU, so that every device begins with the same numbers
+    return _Network(model, _part(recipe.model.name, settings), settings.warnings(device), flops_per_token)
 
 
 def _build_memory(recipe: Recipe, tokenizer: Tokenizer) -> tuple[Any, Part]:
@@ -304,40 +325,36 @@ def _absent(part: Part, where: str) -> Part:
     return part
 
 
-def _refuse_giant(make_model: Callable[[], nn.Module]) -> None:
+def _refuse_giant(make_model: Callable[[], nn.Module], device: Device) -> None:
     """Raise ConfigError for a model that cannot fit in memory, before minutes go into filling it."""
     with torch.device("meta"):  # shapes only
         n_parameters = sum(p.numel() for p in make_model().parameters())
-    needed, there = 2 * 4 * n_parameters, _memory_bytes()  # weights and at least as much for learning, in float32
+    needed, there = 2 * 4 * n_parameters, _memory_bytes(device)  # weights and at least as much for learning, float32
     if there and needed > there:
+        where = "this machine" if device == "cpu" else torch.cuda.get_device_name()
         raise ConfigError(
             f"this model has {n_parameters:,} parameters and needs {needed / 1e9:,.0f} GB or more to learn; "
-            f"this machine has {there / 1e9:,.0f} GB. Take a smaller --size or smaller model settings."
+            f"{where} has {there / 1e9:,.0f} GB. Take a smaller --size or smaller model settings."
         )
 
 
-def _memory_bytes() -> int:
-    """Physical memory; 0 where the system does not say."""
+def _memory_bytes(device: Device) -> int:
+    """Physical memory, of the card or of the machine; 0 where the system does not say."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
 
 
-def _resolve(registry: Any, part: Part, where: str) -> tuple[Any, Settings]:
+def _resolve(registry: Any, part: Part, where: str, device: Device = "cpu") -> tuple[Any, Settings]:
     kind = choose(registry, part.name, f"{where}.name")
-    return kind, validate(kind.Config, part.settings(), where).resolved()
+    return kind, validate(kind.Config, part.settings(), where).resolved(device)
 
 
 def _part(name: str, settings: Settings) -> Part:
     return Part(name=name, **settings.model_dump(mode="json", exclude_none=True))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from livelm.config import Budget, Part, Recipe, change_recipe, load_recipe, parse_budget
 from livelm.errors import ConfigError, RunError, SourceError
 from livelm.evaluate.baselines import BaselineWorker
@@ -270,8 +272,11 @@ def _load(path: Path, threads: int | None) -> tuple[Parts, AnyLearner, dict[str,
     folder = RunFolder.open(path)
     tree = folder.newest_checkpoint()
     recipe = folder.recipe()
-    if threads is not None:
-        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"threads": threads})})
+    here = (
+        {"device": "cpu"} if not torch.cuda.is_available() else {}
+    )  # what learned on a card grades and writes anywhere
+    here |= {} if threads is None else {"threads": threads}
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=here)})
     parts = build_parts(recipe)
     learner = parts.learner(lambda: 0.0)
     growth = parts.growth(learner)

@@ -307,6 +307,14 @@ class Grained(Protocol):
 
 
 @runtime_checkable
+class Capturable(Protocol):
+    """A model whose passes can be captured as a CUDA graph: no shape depends on what is read, and nothing waits."""
+
+    capturable: ClassVar[bool]
+    """Whether they can."""
+
+
+@runtime_checkable
 class Growing(Protocol):
     """A model that can become larger without changing what it predicts."""
 

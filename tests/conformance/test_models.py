@@ -1,6 +1,7 @@
 """What every architecture of MODELS promises, checked over small configurations of each."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +64,13 @@ CASES = [pytest.param(name, options, id=f"{name}-{v}") for name in MODELS for v,
 every = pytest.mark.parametrize(("name", "options"), CASES)
 
 
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What torch makes without being told where, it makes on the device of `--device`."""
+    with torch.device(request.config.getoption("--device")):
+        yield
+
+
 def build(name: str, options: dict[str, Any], seed: int = 0) -> Any:
     torch.manual_seed(seed)
     kind = MODELS[name]
@@ -75,15 +83,17 @@ def lively(name: str, options: dict[str, Any]) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu")
+            parameter.add_(noise.to(parameter.device) * 0.2)
     return model
 
 
 def stream(n_lanes: int, n_tokens: int, seed: int = 2) -> tuple[Tensor, Tensor]:
     """Random tokens with a document start about every twelfth token."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(N_VOCABULARY, (n_lanes, n_tokens), generator=generator)
-    return tokens, torch.rand(n_lanes, n_tokens, generator=generator) < 1 / 12
+    tokens = torch.randint(N_VOCABULARY, (n_lanes, n_tokens), generator=generator, device="cpu")
+    starts = torch.rand(n_lanes, n_tokens, generator=generator, device="cpu") < 1 / 12
+    return tokens.to(torch.get_default_device()), starts.to(torch.get_default_device())
 
 
 def in_chunks(model: Any, tokens: Tensor, starts: Tensor, sizes: list[int]) -> tuple[Tensor, State]:

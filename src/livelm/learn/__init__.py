@@ -1,5 +1,6 @@
 """Grade, then learn; guard the weights; save and restore everything exactly."""
 
+from livelm.learn.captured import CapturedLearner
 from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sync_path
 from livelm.learn.growth import Growth
 from livelm.learn.guard import Guard
@@ -12,6 +13,7 @@ from livelm.learn.rehearsal import Rehearsal
 
 __all__ = [
     "BesideLearner",
+    "CapturedLearner",
     "Growth",
     "Guard",
     "Holdout",

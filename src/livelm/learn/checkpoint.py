@@ -116,7 +116,7 @@ def _checksum(path: Path) -> str:
 def _split(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
         # contiguous copies: safetensors refuses two names for one memory
-        tensors[name] = node.detach().clone().contiguous()
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
         return {"$tensor": name}
     if isinstance(node, dict):
         # JSON turns keys into text; optimizers number their parameters, so integers are marked

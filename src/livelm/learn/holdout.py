@@ -104,4 +104,4 @@ class Holdout:
 
     def _cost(self, rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return cost(self._learner.model, recall(self.kept, rows, self._mark)).double().numpy()
+            return cost(self._learner.model, recall(self.kept, rows, self._mark)).cpu().double().numpy()

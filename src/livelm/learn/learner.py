@@ -61,6 +61,7 @@ class Learner(ScoreFirst):
         self.model, self.optimizer = model, optimizer
         self._rate_factor, self.settings = rate_factor, settings
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = _device_of(model)
         self._guard = Guard(settings)
         self._average = self._begin_average()
         self.n_updates = 0
@@ -86,11 +87,11 @@ class Learner(ScoreFirst):
             raise ContractError("a frozen learner, or one that has not learned yet what it scored, does not rehearse.")
         nats = cost(self.model, recalled)
         self.optimizer.zero_grad()
-        loss = (nats * weights.to(nats.dtype)).mean() / recalled.wanted.shape[1]
+        loss = (nats * weights.to(nats)).mean() / recalled.wanted.shape[1]
         _, skipped = self._backward(loss, guard)
         if skipped is None:
             self._step()
-        return nats.detach(), skipped
+        return nats.detach().cpu(), skipped
 
     def reset_lanes(self, n_lanes: int) -> None:
         """Begin every lane anew, as if nothing had been read; the weights stay."""
@@ -124,7 +125,7 @@ class Learner(ScoreFirst):
         self.optimizer.load_state_dict(state["optimizer"])
         self._guard.load_state_dict(state["guard"])
         self._load_average(state)
-        self.lanes = dict(state["lanes"])
+        self.lanes = {name: tensor.to(self.device) for name, tensor in state["lanes"].items()}
         self._last, self._last_starts = state["last"], state["last_starts"]
         self.n_updates = state["n_updates"]
         torch.set_rng_state(state["random"])
@@ -172,8 +173,9 @@ class Learner(ScoreFirst):
     def _grade(self, batch: Batch, learns: bool) -> Scored:
         """One forward pass, whose graph is differentiated by `_learn`."""
         inputs, starts = self._inputs(batch)
-        nats, lanes = self.model.nats(inputs, starts, batch.tokens, self.lanes)  # type: ignore[operator]
-        graded = nats.detach().double()
+        read = (tensor.to(self.device) for tensor in (inputs, starts, batch.tokens))
+        nats, lanes = self.model.nats(*read, self.lanes)  # type: ignore[operator]
+        graded = nats.detach().cpu().double()
         total = float(graded.sum())
         if not math.isfinite(total):
             # a broken prediction is graded as no prediction (uniform), and its state must not reach the next batch
@@ -188,7 +190,7 @@ class Learner(ScoreFirst):
 
     def _learn(self, scored: Scored) -> Update:
         """One step by the gradient of the loss, or none where the guard refuses it."""
-        self._set_rates()
+        rate = self._set_rates()
         norm, skipped = 0.0, None
         if scored.n_tokens and scored.loss is not None:
             self.optimizer.zero_grad()
@@ -196,15 +198,16 @@ class Learner(ScoreFirst):
             if skipped is None:
                 self._step()
         self.n_updates += 1
-        return Update(scored.batch.index, norm, self.optimizer.param_groups[0]["lr"], skipped)
+        return Update(scored.batch.index, norm, rate, skipped)
 
     def _refuse(self, scored: Scored, reason: str) -> Update:
-        self._set_rates()
+        rate = self._set_rates()
         self.n_updates += 1  # as for every update that is skipped
-        return Update(scored.batch.index, math.nan, self.optimizer.param_groups[0]["lr"], reason)
+        return Update(scored.batch.index, math.nan, rate, reason)
 
-    def _set_rates(self) -> None:
-        set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
+    def _set_rates(self) -> float:
+        """Rates of the next update; the one of the first parameter group."""
+        return set_rates(self.optimizer, self._rate_factor(self.n_updates) * self.rate_scale(self.n_updates))
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) what the model reads to predict the batch, and its starts. Raises ContractError for a wrong batch."""
@@ -246,4 +249,9 @@ def mean_of(nats: Tensor, batch: Batch) -> Tensor:
     """The mean over graded tokens, with its graph."""
     if batch.n_graded == batch.tokens.numel():
         return nats.mean()
-    return (nats * batch.graded.to(nats.dtype)).sum() / max(batch.n_graded, 1)
+    return (nats * batch.graded.to(nats)).sum() / max(batch.n_graded, 1)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are; a model without any computes on the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

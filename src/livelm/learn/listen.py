@@ -48,9 +48,9 @@ class NetworkListener:
 
     def hear(self, ids: Sequence[int]) -> Tensor:
         """(V,) logits of the token after `ids`."""
-        tokens = torch.tensor([ids])
+        tokens = torch.tensor([ids], device=next(self._model.parameters()).device)
         logits, self._state = self._model.forward(tokens, tokens == self._mark, self._state)
-        return logits[0, -1]
+        return logits[0, -1].cpu()
 
 
 class MemoryListener:

@@ -110,14 +110,15 @@ class MixedLearner(_WithMemory):
 
     def _grade(self, batch: Batch, learns: bool) -> Scored:
         inputs, starts = self._inputs(batch)
-        logits, lanes = self.model.forward(inputs, starts, self.lanes)  # type: ignore[operator]
+        read = (tensor.to(self.device) for tensor in (inputs, starts))
+        logits, lanes = self.model.forward(*read, self.lanes)  # type: ignore[operator]
         log_probs = torch.log_softmax(logits.float(), -1)
-        nats = -log_probs.gather(-1, batch.tokens[..., None])[..., 0]
+        nats = -log_probs.gather(-1, batch.tokens.to(self.device)[..., None])[..., 0]
         if not bool(torch.isfinite(nats.detach().sum())):
             # the memory takes what is not a number for next to nothing; the state must not reach the next batch
             lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
         self._move(lanes, batch)
-        says = log_probs.detach().numpy()
+        says = log_probs.detach().cpu().numpy()
         costs = [self._join(lane, batch, says[lane], learns) for lane in range(len(says))]
         bits = torch.from_numpy(np.stack([c.mixture for c in costs]))
         return Scored(

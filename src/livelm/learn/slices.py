@@ -111,10 +111,14 @@ def recall(kept: Reservoir, rows: NDArray[np.int64], mark: int) -> Recalled:
 
 
 def cost(model: Any, recalled: Recalled) -> Float[Tensor, " B"]:
-    """Nats of the wanted tokens of each slice, read from a fresh state; with its graph. `model`: `types.Model`."""
-    state = model.init_state(len(recalled.inputs))
-    nats, _ = model.nats(recalled.inputs, recalled.starts, recalled.targets, state)
-    return (nats[:, -recalled.wanted.shape[1] :] * recalled.wanted).sum(dim=1)
+    """Nats of the wanted tokens of each slice, read from a fresh state; with its graph, where the model is.
+
+    `model`: `types.Model`.
+    """
+    device = next(model.parameters()).device
+    inputs, starts, targets, wanted = (tensor.to(device) for tensor in recalled)
+    nats, _ = model.nats(inputs, starts, targets, model.init_state(len(inputs)))
+    return (nats[:, -wanted.shape[1] :] * wanted).sum(dim=1)
 
 
 def take_over(kept: Reservoir, slicer: Slicer, state: dict[str, Any]) -> bool:

@@ -75,7 +75,8 @@ class Enlarged:
             return old
         if not name.endswith(READS):
             return self._with_units(name, self._written(name, old), fill=torch.zeros_like(fresh))
-        noise = torch.randn(old.shape, device=old.device, dtype=old.dtype) * old.square().mean().sqrt() * NOISE / 2
+        random = torch.randn(old.shape, dtype=old.dtype).to(old.device)  # the same numbers on every device
+        noise = random * old.square().mean().sqrt() * NOISE / 2
         return self._with_units(name, torch.cat([old / 2 + noise, old / 2 - noise], dim=-1), fill=fresh)
 
     def _written(self, name: str, tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from livelm.config import Settings
+from livelm.config import Device, Settings
 from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
@@ -49,7 +49,7 @@ class TransformerConfig(Settings):
     """Use the token table as the output matrix too."""
     token_table: Literal["plain", "auto", "float32", "bfloat16"] = "plain"
     """For a vocabulary that dominates the model: keep the tied table in this type and its gradient in factors.
-    `auto` becomes bfloat16 where the processor multiplies it natively, else float32; a run keeps what it became."""
+    `auto` becomes bfloat16 where the device multiplies it natively, else float32; a run keeps what it became."""
     head_scale: HeadScale = 0.0
     ngrams: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Orders n of the hashed n-gram embeddings, such as [2, 3, 4]; none by default. The strongest lever for bytes."""
@@ -76,15 +76,15 @@ class TransformerConfig(Settings):
             raise ValueError(f"ngrams={list(self.ngrams)} must be orders in rising order, each once")
         return self
 
-    def resolved(self) -> Self:
+    def resolved(self, device: Device = "cpu") -> Self:
         """The same with the type of the table decided for this machine."""
         if self.token_table != "auto":
             return self
-        return self.model_copy(update={"token_table": str(table_type()).removeprefix("torch.")})
+        return self.model_copy(update={"token_table": str(table_type(device)).removeprefix("torch.")})
 
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self, device: Device = "cpu") -> tuple[str, ...]:
         """Says when the table has a type that this machine is slow at."""
-        if self.token_table == "bfloat16" and multiplies_bfloat16() is False:
+        if self.token_table == "bfloat16" and device == "cpu" and multiplies_bfloat16() is False:
             return (
                 "model.token_table is bfloat16, which this processor does not multiply natively: it will take many "
                 "times as long as float32. A new run with model.token_table=auto takes float32 here.",
@@ -198,6 +198,7 @@ class Transformer(nn.Module):
     """Next-token predictor with sliding-window attention over a stream of documents."""
 
     Config: ClassVar[type[TransformerConfig]] = TransformerConfig
+    capturable: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig, n_vocabulary: int) -> None:
         super().__init__()

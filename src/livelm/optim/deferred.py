@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from livelm.errors import ContractError
+from livelm.optim.rows import sum_by_row
 
 ROWS_AT_ONCE = 4096
-"""Rows per step of a pass over the table: their gradient (4 MiB at D = 256) stays in the cache."""
+"""Rows per step of a pass over the table on a CPU: their gradient (4 MiB at D = 256) stays in the cache."""
 
 
 class Parts(Protocol):
@@ -55,6 +56,15 @@ class DeferredAdagrad(Optimizer):
 
         Raises ContractError for a table with an ordinary `grad`, which would be lost.
         """
+        self.step_now()
+        self.step_later()
+
+    @torch.no_grad()
+    def step_now(self) -> None:
+        """Teach the named rows, and take what they learned out of the products. Raises as `step` does.
+
+        On CUDA this has the same shapes whatever the rows are, and can be captured.
+        """
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
@@ -62,9 +72,16 @@ class DeferredAdagrad(Optimizer):
                         f"a {tuple(table.shape)} table of DeferredAdagrad has a dense gradient; only what "
                         "TokenTable leaves in `gradient_parts` is learned. Score with TokenTable.nats."
                     )
-                parts: Parts | None = getattr(table, "gradient_parts", None)
-                if parts is not None and (parts.products or parts.rows or parts.reads):
-                    self._step_table(table, parts, group)
+                if (parts := _parts_of(table)) is not None:
+                    self._teach_named(table, parts, group)
+
+    @torch.no_grad()
+    def step_later(self) -> None:
+        """Keep the rest of the products until it is time for a pass over the table."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if (parts := _parts_of(table)) is not None:
+                    self._keep(table, parts, group)
                     parts.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -84,9 +101,9 @@ class DeferredAdagrad(Optimizer):
         for table, number in zip(tables, numbers, strict=True):
             if number in state_dict["state"]:
                 saved = state_dict["state"][number]
-                self.state[table] = {name: _copy(value) for name, value in saved.items()}
+                self.state[table] = {name: _copy(value, table.device) for name, value in saved.items()}
 
-    def _step_table(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+    def _teach_named(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
         state = self.state[table]
         if not state:
             state["predicted"] = torch.zeros(len(table), device=table.device)
@@ -96,16 +113,26 @@ class DeferredAdagrad(Optimizer):
                 state["master"] = table.float()
         for role, named, products in (("predicted", parts.rows, parts.products), ("read", parts.reads, [])):
             if named:
-                rows, gradient = _take_rows(named, products)
+                rows, gradient = (_take_rows_on_cuda if table.is_cuda else _take_rows)(named, products)
                 _descend(table, state, role, rows, gradient, group)
-        state["left"] += [left for left, _ in parts.products]
-        state["right"] += [right for _, right in parts.products]
+
+    def _keep(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        # a graph that was captured writes its next factors where the last ones are
+        state["left"] += [left.clone() if table.is_cuda else left for left, _ in parts.products]
+        state["right"] += [right.clone() if table.is_cuda else right for _, right in parts.products]
         state["n_waiting"] += 1
         if state["n_waiting"] >= group["every"]:
-            for rows, gradient in _pending(state, len(table)):
+            for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
                 _descend(table, state, "predicted", rows, gradient, group)
-            parts.spare[:] = state["left"]
+            parts.spare[:] = [] if table.is_cuda else state["left"]
             state["left"], state["right"], state["n_waiting"] = [], [], 0
+
+
+def _parts_of(table: Tensor) -> Parts | None:
+    """What backward left at a table; None for nothing."""
+    parts: Parts | None = getattr(table, "gradient_parts", None)
+    return parts if parts is not None and (parts.products or parts.rows or parts.reads) else None
 
 
 def _take_rows(named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -119,15 +146,29 @@ def _take_rows(named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, 
     return rows, gradient
 
 
-def _pending(state: dict[str, Any], n_rows: int) -> Iterator[tuple[slice, Tensor]]:
+def _take_rows_on_cuda(
+    named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The same with rows that may repeat, each time with the same gradient: no shape depends on which they are."""
+    rows, values = (torch.cat(column) for column in zip(*named, strict=True))
+    gradient = sum_by_row(rows, values)
+    for left, right in products:
+        gradient.addmm_(left.index_select(1, rows).T.float(), right.float())
+        left.index_fill_(1, rows, 0)
+    return rows, gradient
+
+
+def _pending(state: dict[str, Any], n_rows: int, n_at_once: int) -> Iterator[tuple[slice, Tensor]]:
     """The gradient that waited, a slice of rows at a time."""
     if not state["left"]:
         return
     right = torch.cat(state["right"])
-    for start in range(0, n_rows, ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, n_rows))
-        # rows of the transpose: they lie together where the table was walked
-        left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
+    for start in range(0, n_rows, n_at_once):
+        rows = slice(start, min(start + n_at_once, n_rows))
+        if right.is_cuda:
+            left = torch.cat([left[:, rows] for left in state["left"]]).T
+        else:  # rows of the transpose: they lie together where the table was walked
+            left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
         yield rows, (left @ right).float()
 
 
@@ -138,16 +179,20 @@ def _descend(
     total = state[role][rows] + g.square().mean(dim=1)
     state[role][rows] = total
     master = state.get("master", table)
-    changed = torch.addcmul(master[rows], g, (total.sqrt() + group["eps"]).reciprocal()[:, None], value=-group["lr"])
+    step = (total.sqrt() + group["eps"]).reciprocal()[:, None]
+    if isinstance(group["lr"], Tensor):
+        changed = torch.addcmul(master[rows], g, step * group["lr"], value=-1)
+    else:
+        changed = torch.addcmul(master[rows], g, step, value=-group["lr"])
     master[rows] = changed
     if master is not table:
         table[rows] = changed.to(table.dtype)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value.clone() if isinstance(value, Tensor) else value
+        return [_copy(item, device) for item in value]
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 class DeferredReference:

@@ -1,13 +1,30 @@
 """Several optimizers, each for the kind of parameter it suits, behind the face of one."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+Rate = float | Tensor
+"""A learning rate: a number, or on CUDA a tensor without axes, so that a captured step reads what is in it by then."""
+
 Kinds = dict[str, list[tuple[str, Any]]]
 """Named parameters by kind, as `Model.parameter_kinds` returns them."""
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """An optimizer whose step has a part that is not the same each time."""
+
+    def step_now(self) -> None:
+        """The part that is."""
+        ...
+
+    def step_later(self) -> None:
+        """The rest, after it."""
+        ...
 
 
 class Grouped:
@@ -15,6 +32,19 @@ class Grouped:
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = tuple(parts)
+        self._deferring = [part for part in parts if isinstance(part, Deferring)]
+        self._plain = [part for part in parts if part not in self._deferring]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make every group fit the device of its parameters, wherever its values came from."""
+        for group in self.param_groups:
+            device = group["params"][0].device
+            if "capturable" in group:
+                group["capturable"] = device.type == "cuda"
+            if device.type == "cuda":
+                group["written"] = float(group["lr"])
+                group["lr"] = torch.tensor(group["written"], device=device)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -23,8 +53,20 @@ class Grouped:
 
     def step(self) -> None:
         """Change every parameter by its gradient."""
-        for part in self.parts:
+        self.step_now()
+        self.step_later()
+
+    def step_now(self) -> None:
+        """What of a step has the same shapes each time and waits for nothing: it can be captured as a CUDA graph."""
+        for part in self._plain:
             part.step()
+        for part in self._deferring:
+            part.step_now()
+
+    def step_later(self) -> None:
+        """What is left of the step: what only happens every few updates."""
+        for part in self._deferring:
+            part.step_later()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -33,12 +75,21 @@ class Grouped:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on besides parameters and gradients."""
-        return {"parts": [part.state_dict() for part in self.parts]}
+        parts = [part.state_dict() for part in self.parts]
+        for group in (group for part in parts for group in part["param_groups"]):
+            group["lr"] = float(group["lr"])
+            group.pop("written", None)
+        return {"parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; the parameters must be the same in number and shape."""
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+        self._settle()
+
+    def has_state(self) -> bool:
+        """Whether every parameter has the state that its first step makes."""
+        return all(parameter in part.state for part in self.parts for parameter in _parameters(part))
 
     def state_bytes(self) -> int:
         """Bytes of state held now; parts allocate theirs at the first step."""
@@ -51,7 +102,16 @@ def group(kinds: Kinds, kind: str, rate: float, **options: Any) -> list[dict[str
     return [{"params": params, "kind": kind, "lr": rate, "base_rate": rate, **options}] if params else []
 
 
+def _parameters(part: Optimizer) -> Iterator[Any]:
+    return (parameter for settings in part.param_groups for parameter in settings["params"])
+
+
 def _n_bytes(value: Any) -> int:
     if isinstance(value, list):  # factors that wait
         return sum(map(_n_bytes, value))
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def add_scaled(target: Tensor, x: Tensor, scale: Rate) -> None:
+    """target += scale x, in place; one pass where the scale is a number."""
+    target.add_(x * scale) if isinstance(scale, Tensor) else target.add_(x, alpha=scale)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from livelm.config import Settings
 from livelm.optim.adamw import AdamW, AdamWConfig, Beta, Rate
-from livelm.optim.grouped import Grouped, Kinds, group
+from livelm.optim.grouped import Grouped, Kinds, add_scaled, group
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration (Jordan 2024): steep at zero, so five steps bring singular values to 0.7 .. 1.2."""
@@ -95,7 +95,7 @@ class MuonMatrices(Optimizer):
         n_rows, n_columns = weights[0].shape
         scale = settings["lr"] * max(1.0, n_rows / n_columns) ** 0.5
         for weight, update in zip(weights, updates, strict=True):
-            weight.mul_(1 - settings["lr"] * settings["weight_decay"]).add_(update, alpha=-scale)
+            add_scaled(weight.mul_(1 - settings["lr"] * settings["weight_decay"]), update, -scale)
 
 
 def orthogonalize(matrices: Float[Tensor, "N R C"], n_steps: int = 5) -> Float[Tensor, "N R C"]:

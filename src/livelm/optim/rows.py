@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,11 +33,30 @@ class RowAdagrad(Optimizer):
         if not table.grad.is_sparse:  # type: ignore[union-attr]
             adagrad_reference(table, state["sum"], table.grad, group["lr"], group["eps"])  # type: ignore[arg-type]
             return
+        if table.is_cuda:
+            self._step_rows(table, state["sum"], table.grad, group)  # type: ignore[arg-type]
+            return
         gradient = table.grad.coalesce()  # type: ignore[union-attr]
         rows, values = gradient.indices()[0], gradient.values()
         total = state["sum"].index_select(0, rows).addcmul_(values, values)
         state["sum"].index_copy_(0, rows, total)
         table.index_add_(0, rows, values.div_(total.sqrt_().add_(group["eps"])), alpha=-group["lr"])
+
+    def _step_rows(self, table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """The same without a shape that depends on which rows there are, so that it can be captured."""
+        rows = gradient._indices()[0]
+        values = sum_by_row(rows, gradient._values())
+        total = sums[rows].addcmul_(values, values)
+        changed = table[rows].sub_(values.div_(total.sqrt().add_(group["eps"])).mul_(group["lr"]))
+        sums[rows], table[rows] = total, changed
+
+
+def sum_by_row(rows: Int[Tensor, " N"], values: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """For each number in `rows` the sum of all values at that number: those that repeat get the same sum.
+
+    As one product of (N, N) by (N, D), in the same order each time: adding them up with atomic operations is not.
+    """
+    return (rows[:, None] == rows).to(values.dtype) @ values
 
 
 def adagrad_reference(table: Tensor, total: Tensor, gradient: Tensor, rate: float, eps: float) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from livelm.config import Settings
 
@@ -58,7 +59,16 @@ SCHEDULES: dict[str, type[Constant | InverseSqrt | Cooldown]] = {
 """Schedules by recipe name; each is its own settings, with `factor(n_updates, elapsed)`."""
 
 
-def set_rates(optimizer: Any, factor: float) -> None:
-    """Give every parameter group `factor` times its base rate."""
+def set_rates(optimizer: Any, factor: float) -> float:
+    """Give every parameter group `factor` times its base rate; returns the rate of the first.
+
+    A rate that is a tensor (on CUDA, see `optim.grouped`) is written in place, and only where it changes.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["base_rate"] * factor
+        rate = group["base_rate"] * factor
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = rate
+        elif group["written"] != rate:
+            group["written"] = rate
+            group["lr"].fill_(rate)
+    return optimizer.param_groups[0]["base_rate"] * factor

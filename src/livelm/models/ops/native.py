@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from livelm.config import Device
+
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 """Linux' names of instructions that multiply bfloat16: two of x86, two of ARM."""
 
@@ -23,6 +25,7 @@ def multiplies_bfloat16() -> bool | None:
     return not BFLOAT16_FLAGS.isdisjoint(words)
 
 
-def table_type() -> torch.dtype:
+def table_type(device: Device = "cpu") -> torch.dtype:
     """What a large table should be stored and multiplied in here: bfloat16 where it is native, else float32."""
-    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else multiplies_bfloat16()
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,152 @@
+"""The wire-speed recipe on a CUDA device: captured updates against plain ones, the limit, and the whole of a run.
+
+The limit of an update is the memory that it has to move: the bfloat16 table twice (scores, and what they send back),
+its share of a pass over the table, and weights, gradients and averages of the rest. What keeps an update of 32 tokens
+from it is the number of kernels it consists of, which is counted, and timed with kernels that do nothing.
+
+    python -m bench.wire_speed_cuda --tokenizer tokenizer.json TEXT       (marked gpu: needs a CUDA device)
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.learn import run_once
+from bench.record import keep
+from bench.wire_speed import BYTES_PER_TOKEN, PARAMETERS, RECIPE, TOKENIZER, WEB
+from livelm.config import load_recipe
+from livelm.feed import batches
+from livelm.learn import CapturedLearner, Learner
+from livelm.parts import Parts, build_parts
+from livelm.sources import open_sources
+from livelm.types import Batch
+
+WARM_UP = 48
+"""Updates until windows are full, the update is captured and the card is warm."""
+
+
+def timed(work: Callable[[], Any], n: int) -> float:
+    """Milliseconds of one of n calls, by the device's own clock."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(n):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / n
+
+
+def measure_machine() -> dict[str, float]:
+    """Memory bandwidth (bytes read and written) and what a kernel costs in a graph at the least."""
+    data = torch.randn(1 << 28, device="cuda")
+    to = torch.empty_like(data)
+    copy_ms = statistics.median(timed(lambda: to.copy_(data), 5) for _ in range(5))
+    small, graph = torch.zeros(32, 256, device="cuda"), torch.cuda.CUDAGraph()
+    small.add_(1)
+    with torch.cuda.graph(graph):
+        for _ in range(400):
+            small.add_(1)
+    graph.replay()
+    node_us = statistics.median(timed(graph.replay, 5) for _ in range(5)) / 400 * 1e3
+    return {"copy_gb_per_s": round(2 * data.nbytes / copy_ms / 1e6), "least_us_per_kernel": round(node_us, 3)}
+
+
+def learner_of(parts: Parts, kind: type[Learner]) -> Learner:
+    """A learner of one kind, whatever the recipe would take."""
+    learner: Any = parts.learner(lambda: 0.0)
+    if kind is CapturedLearner:
+        return learner
+    model, optimizer = parts.network
+    shape = (parts.recipe.feed.lanes, parts.tokenizer.n_vocabulary, parts.tokenizer.mark)
+    return Learner(model, optimizer, lambda n: parts.rate_factor(n, 0.0), parts.recipe.learn, shape)
+
+
+def update_ms(learner: Learner, read: list[Batch]) -> dict[str, float]:
+    """Of whole updates, wall clock, and of their two halves; the step's half ends when the device is done."""
+    times: list[float] = []
+    for i, batch in enumerate(read):
+        if i == WARM_UP:
+            torch.cuda.synchronize()
+            whole = time.perf_counter()
+        begin = time.perf_counter()
+        scored = learner.score(batch)
+        times.append(time.perf_counter() - begin)
+        learner.update(scored)
+    torch.cuda.synchronize()
+    whole = (time.perf_counter() - whole) / (len(read) - WARM_UP) * 1e3
+    return {"update_ms": round(whole, 4), "score_ms": round(statistics.median(times[WARM_UP:]) * 1e3, 4)}
+
+
+def graph_ms(learner: CapturedLearner) -> dict[str, float]:
+    """What the device takes for each of the two graphs, one replay after the other."""
+    captured: Any = learner._captured
+    return {
+        "score_graph_ms": round(statistics.median(timed(captured._score, 50) for _ in range(5)), 4),
+        "step_graph_ms": round(statistics.median(timed(captured._step, 50) for _ in range(5)), 4),
+    }
+
+
+def kernels(learner: Learner, read: list[Batch]) -> tuple[float, list[tuple[str, float, float]]]:
+    """Kernels and copies per update, and the dearest: name, times per update, microseconds per update."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        for batch in read:
+            learner.update(learner.score(batch))
+        torch.cuda.synchronize()
+    rows = [e for e in found.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    rows.sort(key=lambda e: -e.self_device_time_total)
+    n = len(read)
+    dearest = [(e.key[:110], round(e.count / n, 2), round(e.self_device_time_total / n, 2)) for e in rows[:25]]
+    return sum(e.count for e in rows) / n, dearest
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, nargs="?", default=WEB, help="web text (.jsonl)")
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="DeepSeek-V3's tokenizer.json")
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--plain-updates", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=900_000, help="of the whole run")
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--keep", metavar="SLUG")
+    arguments = parser.parse_args()
+    settings = [f"tokenizer.file={arguments.tokenizer}", f'source.uris=["{arguments.source}"]', "run.device=cuda"]
+    settings += arguments.changes
+    recipe = load_recipe(RECIPE, "tiny", settings)
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), **measure_machine()}
+    source, tokenizer = open_sources([str(arguments.source)]), build_parts(recipe).tokenizer
+    read = list(islice(batches(source, tokenizer, recipe.feed, None), arguments.updates))
+    for name, kind, n in (
+        ("captured", CapturedLearner, arguments.updates),
+        ("plain", Learner, arguments.plain_updates),
+        ("captured again", CapturedLearner, arguments.updates),
+    ):
+        learner = learner_of(build_parts(recipe), kind)
+        row = update_ms(learner, read[:n])
+        n_kernels, dearest = kernels(learner, read[n - 20 : n])
+        row |= {"kernels": n_kernels, "tokens_per_s": round(recipe.feed.update_tokens / row["update_ms"] * 1e3)}
+        if isinstance(learner, CapturedLearner):
+            row |= graph_ms(learner)
+        figures[name] = row
+        print(name, row, flush=True)
+        if name != "captured again":
+            print("\n".join(f"  {count:7.2f} {us:9.2f} us  {key}" for key, count, us in dearest), flush=True)
+    budget = f"run.budget={int(arguments.tokens * BYTES_PER_TOKEN)}B"
+    row = run_once(RECIPE, "tiny", [*settings, budget, "checkpoint.every_s=1e9"])
+    assert row["n_parameters"] == PARAMETERS
+    wanted = ("tokens_per_s", "n_tokens", "first_nats_per_token", "last_nats_per_token", "bits_per_byte")
+    figures["run"] = {name: round(row[name], 4) for name in wanted}
+    print(figures)
+    if arguments.keep:
+        keep(arguments.keep, "How fast does the wire-speed recipe learn on a CUDA device?", figures, [row])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Updates that are captured once and replayed: on CUDA a small update costs its launches, not its arithmetic.
+
+An update of 32 tokens starts some hundred kernels of a few microseconds each, which takes Python and the driver many
+times as long as the card. Where the same work comes again, in the same shapes and at the same addresses, it is captured
+as two CUDA graphs: one scores and finds the gradient, which changes no weight; the other is the step. `score` replays
+the first, `update` the second, so that the contract stays what it is: graded first, learned then.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from livelm.learn.learner import Learner, Optimizer
+from livelm.optim.grouped import Grouped
+from livelm.types import Batch, Scored, State, Update
+
+Work = Callable[[], None]
+"""Something to do that waits for nothing and always does the same with what is at the same addresses."""
+Capture = Callable[[Work, int], Work]
+"""From some work, and how often to do it first, to what repeats it."""
+
+N_WARM_UP = 2
+"""Times that scoring is done before it is captured: libraries make their handles and workspaces at first use."""
+
+
+class CapturedLearner(Learner):
+    """A `Learner` of a model that can be captured (`capturable`), with a `Grouped` optimizer.
+
+    Captured are whole updates that leave the carried state in the shapes in which they found it (windows have filled
+    up); all else is done as `Learner` does it. That depends on nothing but the update and the state, so a run that is
+    resumed takes the same path as one that was not interrupted.
+    """
+
+    def __init__(self, n_tokens: int, *arguments: Any, capture: Capture | None = None) -> None:
+        """`n_tokens` of each lane are a whole update; then the arguments of `Learner`.
+
+        `capture` stands in for CUDA graphs in tests.
+        """
+        self.capture = capture or cuda_graph
+        self._n_tokens = n_tokens
+        self._forget()
+        super().__init__(*arguments)
+
+    def replace(self, model: nn.Module, optimizer: Optimizer, lanes: State) -> None:
+        """Go on with another model that predicts the same, between an update and the next score."""
+        super().replace(model, optimizer, lanes)
+        self._forget()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self._forget()  # the optimizer's state has moved
+
+    def _forget(self) -> None:
+        self._captured: _Captured | None = None
+        self._used: tuple[_Captured, Scored] | None = None
+
+    def _grade(self, batch: Batch, learns: bool) -> Scored:
+        """By a captured pass, if there is one for this form and something is to be learned."""
+        captured = self._captured_for(batch) if learns and batch.n_graded else None
+        if captured is None:
+            return super()._grade(batch, learns)
+        inputs, starts = self._inputs(batch)
+        nats = captured.score(inputs, starts, batch, self.lanes)
+        graded = torch.from_numpy(nats).double().view(batch.tokens.shape)
+        total = float(graded.sum())
+        self._move(captured.lanes, batch)
+        if not math.isfinite(total):  # as in `Learner`: a broken prediction is graded as none
+            graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
+            self.lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
+        captured.finite = math.isfinite(total)
+        if batch.n_graded < batch.tokens.numel() or not captured.finite:
+            graded = graded * batch.graded
+            total = float(graded.sum())
+        scored = Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=captured.loss)
+        self._used = captured, scored
+        return scored
+
+    def _learn(self, scored: Scored) -> Update:
+        """The step that belongs to the captured pass, where the guard allows it."""
+        captured, used = self._used or (None, None)
+        self._used = None
+        if captured is None or used is not scored:
+            return super()._learn(scored)
+        rate = self._set_rates()
+        norm, skipped = math.nan, "the loss is not finite"
+        if captured.finite:
+            norm = captured.norm
+            skipped = self._guard.judge(norm)
+        if skipped is None:
+            captured.step()
+            if self._average is not None:
+                self._average.take()
+        self.n_updates += 1
+        return Update(scored.batch.index, norm, rate, skipped)
+
+    def _captured_for(self, batch: Batch) -> "_Captured | None":
+        """What can be replayed for this batch; the first time that something could be, it is captured."""
+        if batch.tokens.shape[1] != self._n_tokens:
+            return None
+        if self._captured is None:
+            assert isinstance(self.optimizer, Grouped)  # noqa: S101  # chosen by `parts`
+            # the first step makes the optimizer's state; captured it would make it anew each time
+            if self.optimizer.has_state() and self._stays(batch):
+                self._captured = _Captured(self, batch)
+            return self._captured
+        form = self._captured.lanes
+        fits = all(tensor.shape == form[name].shape for name, tensor in self.lanes.items())
+        return self._captured if fits else None
+
+    def _stays(self, batch: Batch) -> bool:
+        """Whether the state comes out of this batch in the shapes it went in with."""
+        inputs, starts = self._inputs(batch)
+        read = (tensor.to(self.device) for tensor in (inputs, starts, batch.tokens))
+        with torch.no_grad():
+            _, after = self.model.nats(*read, self.lanes)  # type: ignore[operator]
+        return all(after[name].shape == tensor.shape for name, tensor in self.lanes.items())
+
+
+class _Captured:
+    """A captured update: where its batch and its state lie, and what scores it and steps."""
+
+    def __init__(self, learner: CapturedLearner, batch: Batch) -> None:
+        self._model: Any = learner.model
+        self._optimizer: Any = learner.optimizer
+        self._clip, self._parameters = learner.settings.clip, [p for p in learner.model.parameters() if p.requires_grad]
+        n_lanes, n_tokens = batch.tokens.shape
+        device, pinned = learner.device, learner.device.type == "cuda"
+        self.lanes: State = {name: tensor.clone() for name, tensor in learner.lanes.items()}
+        # what one transfer brings, inputs, targets, starts, graded, and what one takes back, nats and norm
+        self._given = torch.zeros(4, n_lanes, n_tokens, dtype=torch.int64, pin_memory=pinned)
+        self._given[1:2] = batch.tokens
+        self._given[3] = 1
+        self._there = self._given.to(device)
+        self._found = torch.zeros(n_lanes * n_tokens + 1, pin_memory=pinned)
+        self.loss = torch.zeros((), device=device)
+        self.finite = True
+        self._parts: list[tuple[Any, Any]] = []
+        self._score = learner.capture(self._pass, N_WARM_UP)
+        for name, tensor in learner.lanes.items():  # which the passes before the capture moved on
+            self.lanes[name].copy_(tensor)
+        self._step = learner.capture(self._optimizer.step_now, 0)
+        self._synchronize = torch.cuda.current_stream().synchronize if pinned else lambda: None
+
+    def score(self, inputs: Tensor, starts: Tensor, batch: Batch, lanes: State) -> np.ndarray:
+        """(B T,) nats of a batch from the state `lanes`, with the gradient found on the way."""
+        if lanes is not self.lanes:  # something else came between
+            for name, tensor in lanes.items():
+                self.lanes[name].copy_(tensor)
+        for row, tensor in zip(self._given, (inputs, batch.tokens, starts, batch.graded), strict=True):
+            row.copy_(tensor)
+        self._score()
+        self._synchronize()
+        return self._found[:-1].numpy()
+
+    @property
+    def norm(self) -> float:
+        """Length of the gradient that was found."""
+        return float(self._found[-1])
+
+    def step(self) -> None:
+        """Learn by what was found."""
+        for parts, found in self._parts:  # a replay writes their tensors, not the lists that hold them
+            parts.products, parts.rows, parts.reads = found
+        self._step()
+        self._optimizer.step_later()
+
+    def _pass(self) -> None:
+        """Score, find the gradient, clip it, move the state on."""
+        self._there.copy_(self._given, non_blocking=True)
+        inputs, targets, starts, graded = self._there
+        self._optimizer.zero_grad()
+        nats, after = self._model.nats(inputs, starts.bool(), targets, self.lanes)
+        graded = graded.to(nats.dtype)
+        loss = (nats * graded).sum() / graded.sum()
+        loss.backward()
+        dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
+        norm = nn.utils.clip_grad_norm_(dense, self._clip)
+        held: Any = [getattr(parameter, "gradient_parts", None) for parameter in self._parameters]
+        factored = [parts for parts in held if parts is not None]
+        self._parts = [(parts, (parts.products, parts.rows, parts.reads)) for parts in factored]
+        _copy(self.lanes, after)
+        self._found.copy_(torch.cat([nats.detach().flatten(), norm[None]]), non_blocking=True)
+
+
+def cuda_graph(work: Work, n_warm_up: int) -> Work:
+    """Capture work as a CUDA graph, after doing it `n_warm_up` times; what is returned replays it."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(n_warm_up):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def _copy(to: State, source: State) -> None:
+    """In as few launches as there are types."""
+    for dtype in {tensor.dtype for tensor in to.values()}:
+        names = [name for name, tensor in to.items() if tensor.dtype == dtype]
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [to[name] for name in names], [source[name] for name in names]
+        )
