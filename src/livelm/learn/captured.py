@@ -76,7 +76,7 @@ class CapturedLearner(Learner):
         if batch.n_graded < batch.tokens.numel() or not captured.finite:
             graded = graded * batch.graded
             total = float(graded.sum())
-        scored = Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=captured.loss)
+        scored = Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=None)
         self._used = captured, scored
         return scored
 
@@ -137,7 +137,6 @@ class _Captured:
         self._given[3] = 1
         self._there = self._given.to(device)
         self._found = torch.zeros(n_lanes * n_tokens + 1, pin_memory=pinned)
-        self.loss = torch.zeros((), device=device)
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
         self._score = learner.capture(self._pass, N_WARM_UP)

@@ -41,7 +41,9 @@ class ScoreFirst:
     def update(self, scored: Scored) -> Update:
         """Learn from what was just scored. Raises ContractError for anything else, or for the same thing twice."""
         self._spend(scored)
-        return self._learn(scored)
+        update = self._learn(scored)
+        scored.loss = None  # whoever keeps what was scored keeps its numbers, not its graph
+        return update
 
     def refuse(self, scored: Scored, reason: str) -> Update:
         """Learn nothing (more) from what was just scored, and say why; the lanes have read it. Raises as `update` does.
@@ -49,6 +51,7 @@ class ScoreFirst:
         What counts learned while it was scored stays learned: pass the reason to `score` where it is known by then.
         """
         self._spend(scored)
+        scored.loss = None
         return self._refuse(scored, reason)
 
     def drop(self, scored: Scored) -> None:
@@ -60,7 +63,7 @@ class ScoreFirst:
             raise ContractError(
                 f"batch {scored.batch.index} was learned byte by byte and cannot be dropped; freeze the learner first."
             )
-        scored.spent, self._pending = True, None
+        scored.spent, scored.loss, self._pending = True, None, None
 
     def _spend(self, scored: Scored) -> None:
         if not isinstance(scored, Scored) or scored.seal is not self._seal:

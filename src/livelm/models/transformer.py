@@ -140,23 +140,22 @@ class Attention(nn.Module):
         """What the block adds to the stream, and all keys and values: carried, then new."""
         c = self.config
         heads = self.project(x).unflatten(-1, (-1, c.d_head))  # (B, T, heads, d_head)
-        n_compared = c.n_heads + c.kv_heads
-        compared = heads[:, :, :n_compared]
+        # one cut, whose backward is one concatenation: a slice's would be zeros of full size, a copy and a sum
+        cuts = (c.n_heads + c.kv_heads, c.kv_heads, c.n_heads)[: 3 if c.gate else 2]
+        compared, told, *gates = heads.split(cuts, dim=2)
         if c.rank is not None:
             compared = compared @ self.compress
         if c.qk_norm:
             compared = rms_norm(compared)
         asked = compared[:, :, : c.n_heads]
-        compared = rotate(compared, angles)
-        k = torch.cat([keys, compared[:, :, c.n_heads :]], dim=1)
-        v = torch.cat([values, heads[:, :, n_compared : n_compared + c.kv_heads]], dim=1)
-        q = compared[:, :, : c.n_heads]
+        q, k = rotate(compared, angles).split((c.n_heads, c.kv_heads), dim=2)
+        k, v = torch.cat([keys, k], dim=1), torch.cat([values, told], dim=1)
         found = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2)
         if self.initial is not None:
             found = found + self.initial(asked)
         found = found.flatten(2)
-        if c.gate:
-            found = found * heads[:, :, n_compared + c.kv_heads :].flatten(2).sigmoid()
+        for gate in gates:
+            found = found * gate.flatten(2).sigmoid()
         return self.out(found), k, v
 
 
