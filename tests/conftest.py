@@ -1,6 +1,7 @@
 """What several suites need: the command line as a user runs it."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from livelm.cli import main
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the models that conformance checks")
 
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a card run here too, slowly; read when triton is imported
 
 torch.set_num_threads(1)  # small models: two threads that wait for one another on a busy machine take ten times as long
 

@@ -347,8 +347,9 @@ class Scored:
     ) -> None:
         """Keep what was graded; `loss` (a scalar) still carries the graph of the very pass that was graded.
 
-        Where no weights learn, or the pass was captured (`learn.captured`), `loss` is None. `alone`: fields of the journal with what each part of a mixture would
-        have cost alone, in bits. `taught`: whether counts learned each byte as soon as it was graded.
+        Where no weights learn, or the pass was captured (`learn.captured`), `loss` is None. `alone`: fields of the
+        journal with what each part of a mixture would have cost alone, in bits. `taught`: whether counts learned each
+        byte as soon as it was graded.
         """
         self.seal = seal
         self.spent = False

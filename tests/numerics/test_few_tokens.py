@@ -1,0 +1,106 @@
+"""A block by a dozen kernels is the block of torch: costs, windows, gradients. Without a card they are interpreted."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from livelm.models.transformer import Block, Transformer, TransformerConfig
+
+pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
+from livelm.models.ops import few_tokens
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+N_VOCABULARY = 67
+SMALL: dict[str, Any] = {"d_model": 64, "n_layers": 2, "n_heads": 4, "context": 128, "head_scale": 1.0}
+ANCESTOR = {"norm": "layer", "rank": 16, "qk_norm": False, "activation": "relu", "mlp_bias": True}
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "plain": (32, SMALL),
+    "ancestor": (32, SMALL | ANCESTOR),
+    "odd": (13, SMALL | {"d_model": 48, "n_heads": 3}),
+    "long": (64, SMALL | {"rank": 32, "n_heads": 2, "d_ff": 96}),
+}
+
+
+def build(options: dict[str, Any]) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig.model_validate(options), N_VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.to(DEVICE)
+
+
+def read(n_tokens: int, n_batches: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(N_VOCABULARY, (2 * n_batches, 1, n_tokens), generator=generator)
+    starts = torch.rand(n_batches, 1, n_tokens, generator=generator) < 1 / 20
+    return [tuple(x.to(DEVICE) for x in row) for row in zip(tokens[::2], starts, tokens[1::2], strict=True)]  # type: ignore[misc]
+
+
+def learn(model: Transformer, batches: list[Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Costs, state and gradients of the last batch; the ones before fill the window."""
+    state = model.init_state(1)
+    with torch.no_grad():
+        for tokens, starts, targets in batches[:-1]:
+            _, state = model.nats(tokens, starts, targets, state)
+    tokens, starts, targets = batches[-1]
+    nats, state = model.nats(tokens, starts, targets, state)
+    nats.mean().backward()
+    return nats.detach(), state, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_block_of_kernels_is_the_block_of_torch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_tokens, options = VARIANTS[variant]
+    batches = read(n_tokens, 128 // n_tokens + 3)
+    used: list[Block] = []
+
+    def by_kernels(self: Block, x: Tensor, keys: Tensor, *rest: Any) -> Any:
+        if not few_tokens.fits(self, x, keys):
+            return self.by_torch(x, keys, *rest)
+        used.append(self)
+        return few_tokens.block(self, x, keys, *rest)
+
+    found = []
+    for forward in (Block.by_torch, by_kernels):
+        monkeypatch.setattr(Block, "forward", forward)
+        found.append(learn(build(options), batches))
+    (nats, state, gradients), (nats_k, state_k, gradients_k) = found
+    assert len(used) >= 2 * options["n_layers"]
+    torch.testing.assert_close(nats_k, nats, rtol=1e-4, atol=1e-4)
+    assert state_k.keys() == state.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(state_k[name], tensor, rtol=1e-4, atol=1e-4)
+    assert gradients_k.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (gradients_k[name] - gradient).norm() < 2e-4 * gradient.norm(), name
+
+
+def test_equal_inputs_give_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = read(32, 6)
+
+    def by_kernels(self: Block, x: Tensor, keys: Tensor, *rest: Any) -> Any:
+        way = few_tokens.block if few_tokens.fits(self, x, keys) else Block.by_torch
+        return way(self, x, keys, *rest)
+
+    monkeypatch.setattr(Block, "forward", by_kernels)
+    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL | ANCESTOR), batches) for _ in range(2))
+    assert torch.equal(nats, again)
+    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gate": True}, {"n_kv_heads": 2}, {"initial_state": "learned"}, {"context": 96}, {"rank": 8}, {"d_ff": 40}],
+    ids=str,
+)
+def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any]) -> None:
+    model = build(SMALL | options)
+    c = model.config
+    x, keys = torch.zeros(1, 32, c.d_model), torch.zeros(1, c.context, c.kv_heads, c.d_key)
+    assert not few_tokens.fits(model.blocks[0], x, keys)
+    assert few_tokens.fits(build(SMALL).blocks[0], x, torch.zeros(1, 128, 4, 16))
+    assert not few_tokens.fits(build(SMALL).blocks[0], x.expand(2, -1, -1), torch.zeros(2, 128, 4, 16))
+    assert not few_tokens.fits(build(SMALL).blocks[0], x, torch.zeros(1, 64, 4, 16))
