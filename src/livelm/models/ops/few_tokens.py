@@ -131,17 +131,15 @@ class _Attend(torch.autograd.Function):
         kernels.attend_backward[(c.n_heads,)](
             *(compared, raw, keys, values, bias, found, lengths, compress, cos, sin, out, dy, d_out, d_raw, d_compress),
             *(n_rows, c.n_heads, n_channels, ctx.qk_eps, c.context),
-            **sizes,
+            ROWS=sizes["ROWS"],
             D_HEAD=c.d_head,
             D_KEY=c.d_key,
-            num_warps=8,
         )
         parts = x.new_empty(3 * c.n_heads, n_rows, n_channels)
         kernels.project_backward[(3 * c.n_heads,)](
             *(x, gain, shift, weight, d_raw, d_weight, parts, n_rows, c.n_heads, n_channels, ctx.eps),
             **sizes,
             D_HEAD=c.d_head,
-            num_warps=8,
         )
         dx, d_gain, d_shift = _through_norm(x, gain, shift, parts, dy, ctx.eps)
         if d_compress is not None:
@@ -189,7 +187,6 @@ class _Widen(torch.autograd.Function):
             *(x, gain, shift, up, down, h, dy, d_up, biases[0], d_down, biases[1], parts),
             *(n_rows, len(up), n_channels, ctx.eps, ctx.activation),
             **_sizes(n_rows, n_channels),
-            num_warps=8,
         )
         dx, d_gain, d_shift = _through_norm(x, gain, shift, parts, dy, ctx.eps)
         return dx, d_gain, d_shift, d_up, biases[0], d_down, biases[1], None, None
@@ -199,8 +196,7 @@ def _add(x: Tensor, h: Tensor, weight: Tensor, shift: Tensor | None, n_inner: in
     """x + h weight' + shift."""
     y, (n_rows, n_channels) = torch.empty_like(x), x.shape[1:]
     grid = (n_channels // kernels.CHANNELS_AT_ONCE.value,)
-    at_once = min(256, triton.next_power_of_2(n_inner))
-    kernels.add_forward[grid](x, h, weight, shift, y, n_rows, n_channels, n_inner, ROWS=n_padded, AT_ONCE=at_once)
+    kernels.add_forward[grid](x, h, weight, shift, y, n_rows, n_channels, n_inner, ROWS=n_padded)
     return y
 
 

@@ -18,26 +18,36 @@ HIDDEN_AT_ONCE = tl.constexpr(32)
 """Hidden units of a program of the feed-forward layer."""
 CHANNELS_AT_ONCE = tl.constexpr(16)
 """Channels of a program that adds to the stream."""
-KEYS_AT_ONCE = tl.constexpr(128)
+KEYS_AT_ONCE = tl.constexpr(64)
 """Carried keys that are compared at once."""
+INNER_AT_ONCE = tl.constexpr(64)
+"""Channels that are multiplied at once: more do not fit into registers, which three passes take three times of."""
 
 
 @jit
-def _norm(
-    x, gain, shift, n_rows, n_channels: tl.constexpr, eps: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """(ROWS, CHANNELS) normed rows of x: divided by their root mean square, or with `shift` by LayerNorm's rule."""
-    rows, channels = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
-    inside = (rows < n_rows)[:, None] & (channels < n_channels)[None, :]
-    read = tl.load(x + rows[:, None] * n_channels + channels[None, :], mask=inside, other=0.0)
+def _moments(x, shift, n_rows, n_channels: tl.constexpr, eps: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """(ROWS,) mean and 1 / deviation of each row of x: LayerNorm's with `shift`, else 0 and 1 / root mean square."""
+    read = _load(x, n_rows, n_channels, n_channels, ROWS, CHANNELS)
+    mean = tl.zeros((ROWS,), tl.float32)
     if shift is not None:
         mean = tl.sum(read, axis=1) / n_channels
-        read = tl.where(inside, read - mean[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(read * read, axis=1) / n_channels + eps)
-    normed = read * scale[:, None] * tl.load(gain + channels, mask=channels < n_channels, other=0.0)[None, :]
+        read = tl.where((tl.arange(0, CHANNELS) < n_channels)[None, :], read - mean[:, None], 0.0)
+    return mean, 1.0 / tl.sqrt(tl.sum(read * read, axis=1) / n_channels + eps)
+
+
+@jit
+def _normed(
+    x, gain, shift, mean, scale, begin, n_rows, n_channels: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr
+):
+    """(ROWS, AT_ONCE) channels of the normed rows, from `begin` on."""
+    rows, channels = tl.arange(0, ROWS), begin + tl.arange(0, AT_ONCE)
+    inside = (rows < n_rows)[:, None] & (channels < n_channels)[None, :]
+    read = tl.load(x + rows[:, None] * n_channels + channels[None, :], mask=inside, other=0.0)
+    read = (read - mean[:, None]) * scale[:, None]
+    read *= tl.load(gain + channels, mask=channels < n_channels, other=0.0)[None, :]
     if shift is not None:
-        normed += tl.load(shift + channels, mask=channels < n_channels, other=0.0)[None, :]
-    return tl.where(inside, normed, 0.0)
+        read += tl.load(shift + channels, mask=channels < n_channels, other=0.0)[None, :]
+    return tl.where(inside, read, 0.0)
 
 
 @jit
@@ -54,6 +64,34 @@ def _store(at, block, n_rows, n_columns, step, ROWS: tl.constexpr, COLUMNS: tl.c
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     tl.store(at + rows[:, None] * step + columns[None, :], block, mask=inside)
+
+
+@jit
+def _into_norm(
+    x,
+    gain,
+    shift,
+    weight,
+    dz,
+    d_weight,
+    part,
+    n_rows,
+    n_channels: tl.constexpr,
+    eps: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Of z = norm(x) weight' with gradient dz (ROWS, UNITS): the gradient of the weight, and `part`, the norm's."""
+    mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
+    for begin in range(0, n_channels, INNER_AT_ONCE):
+        n_left = n_channels - begin
+        normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
+        d_rows = tl.dot(tl.trans(dz), normed, input_precision=PRECISION)
+        _store(d_weight + begin, d_rows, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
+        rows = _load(weight + begin, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
+        sent = tl.dot(dz, rows, input_precision=PRECISION)
+        _store(part + begin, sent, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
 
 
 @jit
@@ -98,13 +136,17 @@ def project_forward(
 ):
     """A program is a head of the queries, keys or values: raw (T, 3 H, E), compared (T, 2 H, K) turned."""
     head = tl.program_id(0)
-    normed = _norm(x, gain, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
-    rows = _load(weight + head * D_HEAD * n_channels, D_HEAD, n_channels, n_channels, D_HEAD, CHANNELS)
-    said = tl.dot(normed, tl.trans(rows), input_precision=PRECISION)
+    mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
+    said = tl.zeros((ROWS, D_HEAD), tl.float32)
+    for begin in range(0, n_channels, INNER_AT_ONCE):
+        normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
+        at = weight + head * D_HEAD * n_channels + begin
+        rows = _load(at, D_HEAD, n_channels - begin, n_channels, D_HEAD, INNER_AT_ONCE)
+        said += tl.dot(normed, tl.trans(rows), input_precision=PRECISION)
     _store(raw + head * D_HEAD, said, n_rows, D_HEAD, 3 * n_heads * D_HEAD, ROWS, D_HEAD)
     if head < 2 * n_heads:
-        c, scale = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
-        c *= scale[:, None]
+        c, length = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
+        c *= length[:, None]
         rolled = tl.dot(c, _half_turn(D_KEY), input_precision=PRECISION)
         turned = c * _load(cos, n_rows, D_KEY, D_KEY, ROWS, D_KEY) + rolled * _load(
             sin, n_rows, D_KEY, D_KEY, ROWS, D_KEY
@@ -139,28 +181,26 @@ def attend_forward(
     new_values = _load(raw + (2 * n_heads + head) * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
     n_seen = CONTEXT + n_rows
     inside = (rows < n_rows)[:, None] & (rows < n_rows)[None, :]
-    mask = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
-    mask = tl.where((rows >= n_rows)[:, None], 0.0, mask)  # rows that are not there see something, so nothing is NaN
-    scores = tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + mask
-    top = tl.max(scores, axis=1)
-    exps = tl.exp(scores - top[:, None])
-    total = tl.sum(exps, axis=1)
-    sums = tl.dot(exps, new_values, input_precision=PRECISION)
+    new_bias = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
+    new_bias = tl.where((rows >= n_rows)[:, None], 0.0, new_bias)  # rows that are not there see something: no NaN
+    new_scores = tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + new_bias
+    top = tl.max(new_scores, axis=1)
+    new_exps = tl.exp(new_scores - top[:, None])
+    total = tl.sum(new_exps, axis=1)
+    sums = tl.dot(new_exps, new_values, input_precision=PRECISION)
     for begin in range(0, CONTEXT, KEYS_AT_ONCE):
         old_keys = _load(keys + begin * key_step + head * D_KEY, KEYS_AT_ONCE, D_KEY, key_step, KEYS_AT_ONCE, D_KEY)
         old_values = _load(
             values + begin * value_step + head * D_HEAD, KEYS_AT_ONCE, D_HEAD, value_step, KEYS_AT_ONCE, D_HEAD
         )
-        to = begin + at_once - n_rows
-        kept = (to >= 0)[:, None] & (tl.arange(0, D_KEY) < D_KEY)[None, :]
-        place = keys_after + to[:, None] * key_step + head * D_KEY + tl.arange(0, D_KEY)[None, :]
-        tl.store(place, old_keys, mask=kept)
-        kept = (to >= 0)[:, None] & (tl.arange(0, D_HEAD) < D_HEAD)[None, :]
-        place = values_after + to[:, None] * value_step + head * D_HEAD + tl.arange(0, D_HEAD)[None, :]
-        tl.store(place, old_values, mask=kept)
+        to = begin + at_once - n_rows  # what is older than the window falls out
+        key_place = keys_after + to[:, None] * key_step + head * D_KEY + tl.arange(0, D_KEY)[None, :]
+        tl.store(key_place, old_keys, mask=(to >= 0)[:, None])
+        value_place = values_after + to[:, None] * value_step + head * D_HEAD + tl.arange(0, D_HEAD)[None, :]
+        tl.store(value_place, old_values, mask=(to >= 0)[:, None])
         place = bias + rows[:, None] * n_seen + begin + at_once[None, :]
-        mask = tl.load(place, mask=(rows < n_rows)[:, None] & (at_once < KEYS_AT_ONCE)[None, :], other=0.0)
-        scores = tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + mask
+        old_bias = tl.load(place, mask=(rows < n_rows)[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + old_bias
         higher = tl.maximum(top, tl.max(scores, axis=1))
         fade = tl.exp(top - higher)
         exps = tl.exp(scores - higher[:, None])
@@ -185,16 +225,14 @@ def add_forward(
     n_channels: tl.constexpr,
     N_INNER: tl.constexpr,
     ROWS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
 ):
     """A program is some channels of y = x + h weight' + shift, with h (T, N_INNER)."""
     first = tl.program_id(0) * CHANNELS_AT_ONCE
     total = _load(x + first, n_rows, CHANNELS_AT_ONCE, n_channels, ROWS, CHANNELS_AT_ONCE)
-    for begin in range(0, N_INNER, AT_ONCE):
-        left = _load(h + begin, n_rows, N_INNER - begin, N_INNER, ROWS, AT_ONCE)
-        right = _load(
-            weight + first * N_INNER + begin, CHANNELS_AT_ONCE, N_INNER - begin, N_INNER, CHANNELS_AT_ONCE, AT_ONCE
-        )
+    for begin in range(0, N_INNER, INNER_AT_ONCE):
+        left = _load(h + begin, n_rows, N_INNER - begin, N_INNER, ROWS, INNER_AT_ONCE)
+        at = weight + first * N_INNER + begin
+        right = _load(at, CHANNELS_AT_ONCE, N_INNER - begin, N_INNER, CHANNELS_AT_ONCE, INNER_AT_ONCE)
         total += tl.dot(left, tl.trans(right), input_precision=PRECISION)
     if shift is not None:
         total += tl.load(shift + first + tl.arange(0, CHANNELS_AT_ONCE))[None, :]
@@ -219,9 +257,13 @@ def widen_forward(
 ):
     """A program is some units of h = rectified(norm(x) weight' + bias), (T, F)."""
     first = tl.program_id(0) * HIDDEN_AT_ONCE
-    normed = _norm(x, gain, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
-    rows = _load(weight + first * n_channels, HIDDEN_AT_ONCE, n_channels, n_channels, HIDDEN_AT_ONCE, CHANNELS)
-    z = tl.dot(normed, tl.trans(rows), input_precision=PRECISION)
+    mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
+    z = tl.zeros((ROWS, HIDDEN_AT_ONCE), tl.float32)
+    for begin in range(0, n_channels, INNER_AT_ONCE):
+        normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
+        at = weight + first * n_channels + begin
+        rows = _load(at, HIDDEN_AT_ONCE, n_channels - begin, n_channels, HIDDEN_AT_ONCE, INNER_AT_ONCE)
+        z += tl.dot(normed, tl.trans(rows), input_precision=PRECISION)
     if bias is not None:
         z += tl.load(bias + first + tl.arange(0, HIDDEN_AT_ONCE))[None, :]
     z = tl.maximum(z, 0.0)
@@ -255,28 +297,27 @@ def widen_backward(
     """A program is some units: gradients of their weights in both maps, and its part of the norm's (F / n, T, D)."""
     program = tl.program_id(0)
     first = program * HIDDEN_AT_ONCE
-    channels = tl.arange(0, CHANNELS)
-    g = _load(dy, n_rows, n_channels, n_channels, ROWS, CHANNELS)
     kept = _load(h + first, n_rows, HIDDEN_AT_ONCE, n_hidden, ROWS, HIDDEN_AT_ONCE)
-    columns = _load(down + first, n_channels, HIDDEN_AT_ONCE, n_hidden, CHANNELS, HIDDEN_AT_ONCE)
-    dz = tl.dot(g, columns, input_precision=PRECISION)
+    dz = tl.zeros((ROWS, HIDDEN_AT_ONCE), tl.float32)
+    for begin in range(0, n_channels, INNER_AT_ONCE):
+        n_left, here = n_channels - begin, begin * n_hidden + first
+        g = _load(dy + begin, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
+        columns = _load(down + here, n_left, HIDDEN_AT_ONCE, n_hidden, INNER_AT_ONCE, HIDDEN_AT_ONCE)
+        dz += tl.dot(g, columns, input_precision=PRECISION)
+        d_columns = tl.dot(tl.trans(g), kept, input_precision=PRECISION)
+        _store(d_down + here, d_columns, n_left, HIDDEN_AT_ONCE, n_hidden, INNER_AT_ONCE, HIDDEN_AT_ONCE)
+        if d_down_bias is not None:  # noqa: SIM102  # what is None is known when this is compiled, the program is not
+            if program == 0:
+                channels = begin + tl.arange(0, INNER_AT_ONCE)
+                tl.store(d_down_bias + channels, tl.sum(g, axis=0), mask=channels < n_channels)
     if ACTIVATION == 2:
         dz *= 2.0 * tl.sqrt(kept)
     else:
         dz = tl.where(kept > 0.0, dz, 0.0)
-    d_columns = tl.dot(tl.trans(g), kept, input_precision=PRECISION)
-    _store(d_down + first, d_columns, n_channels, HIDDEN_AT_ONCE, n_hidden, CHANNELS, HIDDEN_AT_ONCE)
-    if d_down_bias is not None:  # noqa: SIM102  # what is None is known when this is compiled, the program is not
-        if program == 0:
-            tl.store(d_down_bias + channels, tl.sum(g, axis=0), mask=channels < n_channels)
     if d_up_bias is not None:
         tl.store(d_up_bias + first + tl.arange(0, HIDDEN_AT_ONCE), tl.sum(dz, axis=0))
-    normed = _norm(x, gain, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
-    d_rows = tl.dot(tl.trans(dz), normed, input_precision=PRECISION)
-    _store(d_up + first * n_channels, d_rows, HIDDEN_AT_ONCE, n_channels, n_channels, HIDDEN_AT_ONCE, CHANNELS)
-    rows = _load(up + first * n_channels, HIDDEN_AT_ONCE, n_channels, n_channels, HIDDEN_AT_ONCE, CHANNELS)
-    part = tl.dot(dz, rows, input_precision=PRECISION)
-    _store(parts + program * n_rows * n_channels, part, n_rows, n_channels, n_channels, ROWS, CHANNELS)
+    weight, d_weight, part = up + first * n_channels, d_up + first * n_channels, parts + program * n_rows * n_channels
+    _into_norm(x, gain, shift, weight, dz, d_weight, part, n_rows, n_channels, eps, ROWS, CHANNELS, HIDDEN_AT_ONCE)
 
 
 @jit
@@ -302,7 +343,6 @@ def attend_backward(
     qk_eps: tl.constexpr,
     CONTEXT: tl.constexpr,
     ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
     D_HEAD: tl.constexpr,
     D_KEY: tl.constexpr,
 ):
@@ -311,32 +351,35 @@ def attend_backward(
     rows, at_once = tl.arange(0, ROWS), tl.arange(0, KEYS_AT_ONCE)
     key_step, value_step = n_heads * D_KEY, n_heads * D_HEAD
     n_seen = CONTEXT + n_rows
-    g = _load(dy, n_rows, n_channels, n_channels, ROWS, CHANNELS)
-    columns = _load(out + head * D_HEAD, n_channels, D_HEAD, value_step, CHANNELS, D_HEAD)
     own = _load(found + head * D_HEAD, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
-    df = tl.dot(g, columns, input_precision=PRECISION)
-    d_columns = tl.dot(tl.trans(g), own, input_precision=PRECISION)
-    _store(d_out + head * D_HEAD, d_columns, n_channels, D_HEAD, value_step, CHANNELS, D_HEAD)
+    df = tl.zeros((ROWS, D_HEAD), tl.float32)
+    for begin in range(0, n_channels, INNER_AT_ONCE):
+        n_left, here = n_channels - begin, begin * value_step + head * D_HEAD
+        g = _load(dy + begin, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
+        columns = _load(out + here, n_left, D_HEAD, value_step, INNER_AT_ONCE, D_HEAD)
+        df += tl.dot(g, columns, input_precision=PRECISION)
+        d_columns = tl.dot(tl.trans(g), own, input_precision=PRECISION)
+        _store(d_out + here, d_columns, n_left, D_HEAD, value_step, INNER_AT_ONCE, D_HEAD)
     mean = tl.sum(df * own, axis=1)
     length = tl.load(lengths + head * n_rows + rows, mask=rows < n_rows, other=float("inf"))
     q = _load(compared + head * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY) * (D_KEY**-0.5)
     new_keys = _load(compared + (n_heads + head) * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY)
     new_values = _load(raw + (2 * n_heads + head) * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
     inside = (rows < n_rows)[:, None] & (rows < n_rows)[None, :]
-    mask = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
-    p = tl.exp(tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + mask - length[:, None])
-    ds = p * (tl.dot(df, tl.trans(new_values), input_precision=PRECISION) - mean[:, None])
-    dv = tl.dot(tl.trans(p), df, input_precision=PRECISION)
-    dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION)  # q has the scale in it
-    dq = tl.dot(ds, new_keys, input_precision=PRECISION)
+    new_bias = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
+    new_p = tl.exp(tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + new_bias - length[:, None])
+    new_ds = new_p * (tl.dot(df, tl.trans(new_values), input_precision=PRECISION) - mean[:, None])
+    dv = tl.dot(tl.trans(new_p), df, input_precision=PRECISION)
+    dk = tl.dot(tl.trans(new_ds), q, input_precision=PRECISION)  # q has the scale in it
+    dq = tl.dot(new_ds, new_keys, input_precision=PRECISION)
     for begin in range(0, CONTEXT, KEYS_AT_ONCE):
         old_keys = _load(keys + begin * key_step + head * D_KEY, KEYS_AT_ONCE, D_KEY, key_step, KEYS_AT_ONCE, D_KEY)
         old_values = _load(
             values + begin * value_step + head * D_HEAD, KEYS_AT_ONCE, D_HEAD, value_step, KEYS_AT_ONCE, D_HEAD
         )
         place = bias + rows[:, None] * n_seen + begin + at_once[None, :]
-        mask = tl.load(place, mask=(rows < n_rows)[:, None] & (at_once < KEYS_AT_ONCE)[None, :], other=0.0)
-        p = tl.exp(tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + mask - length[:, None])
+        old_bias = tl.load(place, mask=(rows < n_rows)[:, None], other=0.0)
+        p = tl.exp(tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + old_bias - length[:, None])
         ds = p * (tl.dot(df, tl.trans(old_values), input_precision=PRECISION) - mean[:, None])
         dq += tl.dot(ds, old_keys, input_precision=PRECISION)
     dq *= D_KEY**-0.5
@@ -380,13 +423,9 @@ def project_backward(
     """A program is a head of queries, keys or values: gradient of its weights, its part of the norm's (3 H, T, D)."""
     head = tl.program_id(0)
     g = _load(d_raw + head * D_HEAD, n_rows, D_HEAD, 3 * n_heads * D_HEAD, ROWS, D_HEAD)
-    normed = _norm(x, gain, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
     first = head * D_HEAD * n_channels
-    d_rows = tl.dot(tl.trans(g), normed, input_precision=PRECISION)
-    _store(d_weight + first, d_rows, D_HEAD, n_channels, n_channels, D_HEAD, CHANNELS)
-    rows = _load(weight + first, D_HEAD, n_channels, n_channels, D_HEAD, CHANNELS)
-    part = tl.dot(g, rows, input_precision=PRECISION)
-    _store(parts + head * n_rows * n_channels, part, n_rows, n_channels, n_channels, ROWS, CHANNELS)
+    rows, d_rows, part = weight + first, d_weight + first, parts + head * n_rows * n_channels
+    _into_norm(x, gain, shift, rows, g, d_rows, part, n_rows, n_channels, eps, ROWS, CHANNELS, D_HEAD)
 
 
 @jit
