@@ -19,9 +19,11 @@ HIDDEN_AT_ONCE = tl.constexpr(32)
 CHANNELS_AT_ONCE = tl.constexpr(16)
 """Channels of a program that adds to the stream."""
 KEYS_AT_ONCE = tl.constexpr(64)
-"""Carried keys that are compared at once."""
+"""Positions that are compared at once; those that are new must fit in."""
 INNER_AT_ONCE = tl.constexpr(64)
-"""Channels that are multiplied at once: more do not fit into registers, which three passes take three times of."""
+"""Channels that are multiplied at once: more do not fit into registers, of which three passes take three times."""
+COLUMNS_AT_ONCE = tl.constexpr(128)
+"""Columns of a program that only adds up."""
 
 
 @jit
@@ -33,6 +35,14 @@ def _moments(x, shift, n_rows, n_channels: tl.constexpr, eps: tl.constexpr, ROWS
         mean = tl.sum(read, axis=1) / n_channels
         read = tl.where((tl.arange(0, CHANNELS) < n_channels)[None, :], read - mean[:, None], 0.0)
     return mean, 1.0 / tl.sqrt(tl.sum(read * read, axis=1) / n_channels + eps)
+
+
+@jit
+def _keep_moments(moments, mean, scale, n_rows, ROWS: tl.constexpr):
+    """Into (2, T), for backward."""
+    rows = tl.arange(0, ROWS)
+    tl.store(moments + rows, mean, mask=rows < n_rows)
+    tl.store(moments + n_rows + rows, scale, mask=rows < n_rows)
 
 
 @jit
@@ -71,27 +81,29 @@ def _into_norm(
     x,
     gain,
     shift,
+    moments,
     weight,
     dz,
     d_weight,
     part,
+    piece,
     n_rows,
     n_channels: tl.constexpr,
-    eps: tl.constexpr,
     ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    """Of z = norm(x) weight' with gradient dz (ROWS, UNITS): the gradient of the weight, and `part`, the norm's."""
-    mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
-    for begin in range(0, n_channels, INNER_AT_ONCE):
-        n_left = n_channels - begin
-        normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
-        d_rows = tl.dot(tl.trans(dz), normed, input_precision=PRECISION)
-        _store(d_weight + begin, d_rows, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
-        rows = _load(weight + begin, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
-        sent = tl.dot(dz, rows, input_precision=PRECISION)
-        _store(part + begin, sent, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
+    """Of z = norm(x) weight' with gradient dz (ROWS, UNITS), for a piece of the channels: d_weight, and the norm's."""
+    rows = tl.arange(0, ROWS)
+    mean = tl.load(moments + rows, mask=rows < n_rows, other=0.0)
+    scale = tl.load(moments + n_rows + rows, mask=rows < n_rows, other=0.0)
+    begin = piece * INNER_AT_ONCE
+    n_left = n_channels - begin
+    normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
+    d_columns = tl.dot(tl.trans(dz), normed, input_precision=PRECISION)
+    _store(d_weight + begin, d_columns, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
+    columns = _load(weight + begin, UNITS, n_left, n_channels, UNITS, INNER_AT_ONCE)
+    sent = tl.dot(dz, columns, input_precision=PRECISION)
+    _store(part + begin, sent, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
 
 
 @jit
@@ -124,6 +136,7 @@ def project_forward(
     sin,
     raw,
     compared,
+    moments,
     n_rows,
     n_heads,
     n_channels: tl.constexpr,
@@ -137,6 +150,8 @@ def project_forward(
     """A program is a head of the queries, keys or values: raw (T, 3 H, E), compared (T, 2 H, K) turned."""
     head = tl.program_id(0)
     mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
+    if head == 0:
+        _keep_moments(moments, mean, scale, n_rows, ROWS)
     said = tl.zeros((ROWS, D_HEAD), tl.float32)
     for begin in range(0, n_channels, INNER_AT_ONCE):
         normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
@@ -155,14 +170,41 @@ def project_forward(
 
 
 @jit
+def _seen(old, new, begin, head, n_rows, n_heads, new_step, CONTEXT: tl.constexpr, WIDTH: tl.constexpr):
+    """(KEYS_AT_ONCE, WIDTH) of a head at the positions from `begin` on, of the window and after it the new ones."""
+    at, columns = begin + tl.arange(0, KEYS_AT_ONCE), tl.arange(0, WIDTH)
+    place = old + (at * n_heads + head)[:, None] * WIDTH + columns[None, :]
+    kept = tl.load(place, mask=(at < CONTEXT)[:, None], other=0.0)
+    place = new + (at - CONTEXT)[:, None] * new_step + columns[None, :]
+    return kept + tl.load(place, mask=((at >= CONTEXT) & (at < CONTEXT + n_rows))[:, None], other=0.0)
+
+
+@jit
+def _next_window(to, block, begin, head, n_rows, n_heads, CONTEXT: tl.constexpr, WIDTH: tl.constexpr):
+    """Put what was `_seen` where the next batch looks for it; what is older than the window falls out."""
+    at, columns = begin + tl.arange(0, KEYS_AT_ONCE), tl.arange(0, WIDTH)
+    place = to + ((at - n_rows) * n_heads + head)[:, None] * WIDTH + columns[None, :]
+    tl.store(place, block, mask=((at >= n_rows) & (at < CONTEXT + n_rows))[:, None])
+
+
+@jit
+def _biases(bias, begin, n_rows, n_seen, ROWS: tl.constexpr):
+    """(ROWS, KEYS_AT_ONCE) of what is added to scores; minus infinity where there is nothing."""
+    rows, at = tl.arange(0, ROWS), begin + tl.arange(0, KEYS_AT_ONCE)
+    inside = (rows < n_rows)[:, None] & (at < n_seen)[None, :]
+    return tl.load(bias + rows[:, None] * n_seen + at[None, :], mask=inside, other=float("-inf"))
+
+
+@jit
 def attend_forward(
     compared,
     raw,
     keys,
     values,
     bias,
-    found,
-    lengths,
+    sums,
+    tops,
+    totals,
     keys_after,
     values_after,
     n_rows,
@@ -172,46 +214,56 @@ def attend_forward(
     D_HEAD: tl.constexpr,
     D_KEY: tl.constexpr,
 ):
-    """A program is a head: what it finds (T, H, E), ln of the sums of its exponentials (H, T), and the next window."""
+    """A program is a head and one of N pieces of what it sees: sums (N, T, H, E), totals and tops of that softmax."""
+    head, piece = tl.program_id(0), tl.program_id(1)
+    begin, rows = piece * KEYS_AT_ONCE, tl.arange(0, ROWS)
+    compared_step, raw_step = 2 * n_heads * D_KEY, 3 * n_heads * D_HEAD
+    q = _load(compared + head * D_KEY, n_rows, D_KEY, compared_step, ROWS, D_KEY) * (D_KEY**-0.5)
+    new_keys, new_values = compared + (n_heads + head) * D_KEY, raw + (2 * n_heads + head) * D_HEAD
+    k = _seen(keys, new_keys, begin, head, n_rows, n_heads, compared_step, CONTEXT, D_KEY)
+    v = _seen(values, new_values, begin, head, n_rows, n_heads, raw_step, CONTEXT, D_HEAD)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) + _biases(bias, begin, n_rows, CONTEXT + n_rows, ROWS)
+    top = tl.maximum(tl.max(scores, axis=1), -1e30)  # finite where nothing is seen
+    exps = tl.exp(scores - top[:, None])
+    own = (piece * n_heads + head) * n_rows + rows
+    tl.store(tops + own, top, mask=rows < n_rows)
+    tl.store(totals + own, tl.sum(exps, axis=1), mask=rows < n_rows)
+    found = tl.dot(exps, v, input_precision=PRECISION)
+    at = sums + (piece * n_rows * n_heads + head) * D_HEAD
+    _store(at, found, n_rows, D_HEAD, n_heads * D_HEAD, ROWS, D_HEAD)
+    _next_window(keys_after, k, begin, head, n_rows, n_heads, CONTEXT, D_KEY)
+    _next_window(values_after, v, begin, head, n_rows, n_heads, CONTEXT, D_HEAD)
+
+
+@jit
+def join_forward(
+    sums,
+    tops,
+    totals,
+    found,
+    lengths,
+    n_rows,
+    n_heads,
+    N_PIECES: tl.constexpr,
+    PIECES: tl.constexpr,
+    ROWS: tl.constexpr,
+    D_HEAD: tl.constexpr,
+):
+    """A program is a head: what it found in all pieces (T, H, E), and ln of the sum of its exponentials (H, T)."""
     head = tl.program_id(0)
-    rows, at_once = tl.arange(0, ROWS), tl.arange(0, KEYS_AT_ONCE)
-    key_step, value_step = n_heads * D_KEY, n_heads * D_HEAD
-    q = _load(compared + head * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY) * (D_KEY**-0.5)
-    new_keys = _load(compared + (n_heads + head) * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY)
-    new_values = _load(raw + (2 * n_heads + head) * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
-    n_seen = CONTEXT + n_rows
-    inside = (rows < n_rows)[:, None] & (rows < n_rows)[None, :]
-    new_bias = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
-    new_bias = tl.where((rows >= n_rows)[:, None], 0.0, new_bias)  # rows that are not there see something: no NaN
-    new_scores = tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + new_bias
-    top = tl.max(new_scores, axis=1)
-    new_exps = tl.exp(new_scores - top[:, None])
-    total = tl.sum(new_exps, axis=1)
-    sums = tl.dot(new_exps, new_values, input_precision=PRECISION)
-    for begin in range(0, CONTEXT, KEYS_AT_ONCE):
-        old_keys = _load(keys + begin * key_step + head * D_KEY, KEYS_AT_ONCE, D_KEY, key_step, KEYS_AT_ONCE, D_KEY)
-        old_values = _load(
-            values + begin * value_step + head * D_HEAD, KEYS_AT_ONCE, D_HEAD, value_step, KEYS_AT_ONCE, D_HEAD
-        )
-        to = begin + at_once - n_rows  # what is older than the window falls out
-        key_place = keys_after + to[:, None] * key_step + head * D_KEY + tl.arange(0, D_KEY)[None, :]
-        tl.store(key_place, old_keys, mask=(to >= 0)[:, None])
-        value_place = values_after + to[:, None] * value_step + head * D_HEAD + tl.arange(0, D_HEAD)[None, :]
-        tl.store(value_place, old_values, mask=(to >= 0)[:, None])
-        place = bias + rows[:, None] * n_seen + begin + at_once[None, :]
-        old_bias = tl.load(place, mask=(rows < n_rows)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + old_bias
-        higher = tl.maximum(top, tl.max(scores, axis=1))
-        fade = tl.exp(top - higher)
-        exps = tl.exp(scores - higher[:, None])
-        total = total * fade + tl.sum(exps, axis=1)
-        sums = sums * fade[:, None] + tl.dot(exps, old_values, input_precision=PRECISION)
-        top = higher
-    _store(found + head * D_HEAD, sums / total[:, None], n_rows, D_HEAD, value_step, ROWS, D_HEAD)
+    rows, step = tl.arange(0, ROWS), n_heads * n_rows
+    top = tl.max(_load(tops + head * n_rows, N_PIECES, n_rows, step, PIECES, ROWS), axis=0)
+    top = tl.maximum(tl.where(rows < n_rows, top, 0.0), -1e30)
+    total = tl.zeros((ROWS,), tl.float32)
+    found_here = tl.zeros((ROWS, D_HEAD), tl.float32)
+    for piece in tl.static_range(N_PIECES):
+        own = piece * step + head * n_rows + rows
+        weight = tl.exp(tl.load(tops + own, mask=rows < n_rows, other=0.0) - top)
+        total += weight * tl.load(totals + own, mask=rows < n_rows, other=1.0)
+        at = sums + (piece * n_rows * n_heads + head) * D_HEAD
+        found_here += weight[:, None] * _load(at, n_rows, D_HEAD, n_heads * D_HEAD, ROWS, D_HEAD)
+    _store(found + head * D_HEAD, found_here / total[:, None], n_rows, D_HEAD, n_heads * D_HEAD, ROWS, D_HEAD)
     tl.store(lengths + head * n_rows + rows, top + tl.log(total), mask=rows < n_rows)
-    last = (CONTEXT - n_rows) * n_heads
-    _store(keys_after + (last + head) * D_KEY, new_keys, n_rows, D_KEY, key_step, ROWS, D_KEY)
-    _store(values_after + (last + head) * D_HEAD, new_values, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
 
 
 @jit
@@ -247,6 +299,7 @@ def widen_forward(
     weight,
     bias,
     h,
+    moments,
     n_rows,
     n_hidden,
     n_channels: tl.constexpr,
@@ -258,6 +311,8 @@ def widen_forward(
     """A program is some units of h = rectified(norm(x) weight' + bias), (T, F)."""
     first = tl.program_id(0) * HIDDEN_AT_ONCE
     mean, scale = _moments(x, shift, n_rows, n_channels, eps, ROWS, CHANNELS)
+    if first == 0:
+        _keep_moments(moments, mean, scale, n_rows, ROWS)
     z = tl.zeros((ROWS, HIDDEN_AT_ONCE), tl.float32)
     for begin in range(0, n_channels, INNER_AT_ONCE):
         normed = _normed(x, gain, shift, mean, scale, begin, n_rows, n_channels, ROWS, INNER_AT_ONCE)
@@ -273,51 +328,78 @@ def widen_forward(
 
 
 @jit
+def back_through(
+    weight,
+    h,
+    dy,
+    d_weight,
+    d_shift,
+    d_h,
+    n_rows,
+    n_inner,
+    n_channels: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Of y = h weight' + shift, a program being UNITS of h and some channels of y: d_weight, d_shift, a part of d_h."""
+    first, piece = tl.program_id(0) * UNITS, tl.program_id(1)
+    begin = piece * INNER_AT_ONCE
+    n_left, at = n_channels - begin, begin * n_inner + first
+    g = _load(dy + begin, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
+    columns = _load(weight + at, n_left, UNITS, n_inner, INNER_AT_ONCE, UNITS)
+    sent = tl.dot(g, columns, input_precision=PRECISION)
+    _store(d_h + piece * n_rows * n_inner + first, sent, n_rows, UNITS, n_inner, ROWS, UNITS)
+    own = _load(h + first, n_rows, UNITS, n_inner, ROWS, UNITS)
+    d_columns = tl.dot(tl.trans(g), own, input_precision=PRECISION)
+    _store(d_weight + at, d_columns, n_left, UNITS, n_inner, INNER_AT_ONCE, UNITS)
+    if d_shift is not None:  # noqa: SIM102  # what is None is known when this is compiled, the program is not
+        if first == 0:
+            channels = begin + tl.arange(0, INNER_AT_ONCE)
+            tl.store(d_shift + channels, tl.sum(g, axis=0), mask=channels < n_channels)
+
+
+@jit
+def _summed(parts, N_PARTS: tl.constexpr, size, n_rows, n_columns, step, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sum of N_PARTS blocks that lie `size` apart."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for i in tl.static_range(N_PARTS):
+        total += _load(parts + i * size, n_rows, n_columns, step, ROWS, COLUMNS)
+    return total
+
+
+@jit
 def widen_backward(
     x,
     gain,
     shift,
+    moments,
     up,
-    down,
     h,
-    dy,
+    d_h,
     d_up,
     d_up_bias,
-    d_down,
-    d_down_bias,
     parts,
     n_rows,
     n_hidden,
     n_channels: tl.constexpr,
-    eps: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    N_PARTS: tl.constexpr,
     ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
 ):
-    """A program is some units: gradients of their weights in both maps, and its part of the norm's (F / n, T, D)."""
-    program = tl.program_id(0)
+    """A program is some units and some channels: their weights' gradient, and a part of the norm's (F / n, T, D)."""
+    program, piece = tl.program_id(0), tl.program_id(1)
     first = program * HIDDEN_AT_ONCE
+    dz = _summed(d_h + first, N_PARTS, n_rows * n_hidden, n_rows, HIDDEN_AT_ONCE, n_hidden, ROWS, HIDDEN_AT_ONCE)
     kept = _load(h + first, n_rows, HIDDEN_AT_ONCE, n_hidden, ROWS, HIDDEN_AT_ONCE)
-    dz = tl.zeros((ROWS, HIDDEN_AT_ONCE), tl.float32)
-    for begin in range(0, n_channels, INNER_AT_ONCE):
-        n_left, here = n_channels - begin, begin * n_hidden + first
-        g = _load(dy + begin, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
-        columns = _load(down + here, n_left, HIDDEN_AT_ONCE, n_hidden, INNER_AT_ONCE, HIDDEN_AT_ONCE)
-        dz += tl.dot(g, columns, input_precision=PRECISION)
-        d_columns = tl.dot(tl.trans(g), kept, input_precision=PRECISION)
-        _store(d_down + here, d_columns, n_left, HIDDEN_AT_ONCE, n_hidden, INNER_AT_ONCE, HIDDEN_AT_ONCE)
-        if d_down_bias is not None:  # noqa: SIM102  # what is None is known when this is compiled, the program is not
-            if program == 0:
-                channels = begin + tl.arange(0, INNER_AT_ONCE)
-                tl.store(d_down_bias + channels, tl.sum(g, axis=0), mask=channels < n_channels)
     if ACTIVATION == 2:
         dz *= 2.0 * tl.sqrt(kept)
     else:
         dz = tl.where(kept > 0.0, dz, 0.0)
-    if d_up_bias is not None:
-        tl.store(d_up_bias + first + tl.arange(0, HIDDEN_AT_ONCE), tl.sum(dz, axis=0))
+    if d_up_bias is not None:  # noqa: SIM102
+        if piece == 0:
+            tl.store(d_up_bias + first + tl.arange(0, HIDDEN_AT_ONCE), tl.sum(dz, axis=0))
     weight, d_weight, part = up + first * n_channels, d_up + first * n_channels, parts + program * n_rows * n_channels
-    _into_norm(x, gain, shift, weight, dz, d_weight, part, n_rows, n_channels, eps, ROWS, CHANNELS, HIDDEN_AT_ONCE)
+    _into_norm(x, gain, shift, moments, weight, dz, d_weight, part, piece, n_rows, n_channels, ROWS, HIDDEN_AT_ONCE)
 
 
 @jit
@@ -329,78 +411,39 @@ def attend_backward(
     bias,
     found,
     lengths,
-    compress,
-    cos,
-    sin,
-    out,
-    dy,
-    d_out,
-    d_raw,
-    d_compress,
+    d_found,
+    d_queries,
+    d_keys,
+    d_values,
     n_rows,
     n_heads,
-    n_channels: tl.constexpr,
-    qk_eps: tl.constexpr,
     CONTEXT: tl.constexpr,
+    N_PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     D_HEAD: tl.constexpr,
     D_KEY: tl.constexpr,
 ):
-    """A program is a head: gradients of its columns of `out`, of its raw query, key and value, and of `compress`."""
-    head = tl.program_id(0)
-    rows, at_once = tl.arange(0, ROWS), tl.arange(0, KEYS_AT_ONCE)
+    """A program is a head and a piece of what it sees: part of d_queries (N, T, H, K); of new ones d_keys, d_values."""
+    head, piece = tl.program_id(0), tl.program_id(1)
+    begin, rows = piece * KEYS_AT_ONCE, tl.arange(0, ROWS)
     key_step, value_step = n_heads * D_KEY, n_heads * D_HEAD
-    n_seen = CONTEXT + n_rows
-    own = _load(found + head * D_HEAD, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
-    df = tl.zeros((ROWS, D_HEAD), tl.float32)
-    for begin in range(0, n_channels, INNER_AT_ONCE):
-        n_left, here = n_channels - begin, begin * value_step + head * D_HEAD
-        g = _load(dy + begin, n_rows, n_left, n_channels, ROWS, INNER_AT_ONCE)
-        columns = _load(out + here, n_left, D_HEAD, value_step, INNER_AT_ONCE, D_HEAD)
-        df += tl.dot(g, columns, input_precision=PRECISION)
-        d_columns = tl.dot(tl.trans(g), own, input_precision=PRECISION)
-        _store(d_out + here, d_columns, n_left, D_HEAD, value_step, INNER_AT_ONCE, D_HEAD)
-    mean = tl.sum(df * own, axis=1)
-    length = tl.load(lengths + head * n_rows + rows, mask=rows < n_rows, other=float("inf"))
     q = _load(compared + head * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY) * (D_KEY**-0.5)
-    new_keys = _load(compared + (n_heads + head) * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY)
-    new_values = _load(raw + (2 * n_heads + head) * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
-    inside = (rows < n_rows)[:, None] & (rows < n_rows)[None, :]
-    new_bias = tl.load(bias + rows[:, None] * n_seen + CONTEXT + rows[None, :], mask=inside, other=float("-inf"))
-    new_p = tl.exp(tl.dot(q, tl.trans(new_keys), input_precision=PRECISION) + new_bias - length[:, None])
-    new_ds = new_p * (tl.dot(df, tl.trans(new_values), input_precision=PRECISION) - mean[:, None])
-    dv = tl.dot(tl.trans(new_p), df, input_precision=PRECISION)
-    dk = tl.dot(tl.trans(new_ds), q, input_precision=PRECISION)  # q has the scale in it
-    dq = tl.dot(new_ds, new_keys, input_precision=PRECISION)
-    for begin in range(0, CONTEXT, KEYS_AT_ONCE):
-        old_keys = _load(keys + begin * key_step + head * D_KEY, KEYS_AT_ONCE, D_KEY, key_step, KEYS_AT_ONCE, D_KEY)
-        old_values = _load(
-            values + begin * value_step + head * D_HEAD, KEYS_AT_ONCE, D_HEAD, value_step, KEYS_AT_ONCE, D_HEAD
-        )
-        place = bias + rows[:, None] * n_seen + begin + at_once[None, :]
-        old_bias = tl.load(place, mask=(rows < n_rows)[:, None], other=0.0)
-        p = tl.exp(tl.dot(q, tl.trans(old_keys), input_precision=PRECISION) + old_bias - length[:, None])
-        ds = p * (tl.dot(df, tl.trans(old_values), input_precision=PRECISION) - mean[:, None])
-        dq += tl.dot(ds, old_keys, input_precision=PRECISION)
-    dq *= D_KEY**-0.5
-    _store(d_raw + (2 * n_heads + head) * D_HEAD, dv, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
-    turn = _half_turn(D_KEY)
-    c, s = _load(cos, n_rows, D_KEY, D_KEY, ROWS, D_KEY), _load(sin, n_rows, D_KEY, D_KEY, ROWS, D_KEY)
-    for role in tl.static_range(2):
-        dc = dq if role == 0 else dk
-        at = role * n_heads + head
-        said = _load(raw + at * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
-        du = dc * c + tl.dot(dc * s, turn, input_precision=PRECISION)
-        plain, scale = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
-        if qk_eps > 0:
-            along = tl.sum(plain * du, axis=1) / D_KEY
-            du = scale[:, None] * (du - plain * (scale * scale * along)[:, None])
-        if compress is not None:
-            part = tl.dot(tl.trans(said), du, input_precision=PRECISION)
-            _store(d_compress + at * D_HEAD * D_KEY, part, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
-            matrix = _load(compress, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
-            du = tl.dot(du, tl.trans(matrix), input_precision=PRECISION)
-        _store(d_raw + at * D_HEAD, du, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
+    new_keys, new_values = compared + (n_heads + head) * D_KEY, raw + (2 * n_heads + head) * D_HEAD
+    k = _seen(keys, new_keys, begin, head, n_rows, n_heads, 2 * key_step, CONTEXT, D_KEY)
+    v = _seen(values, new_values, begin, head, n_rows, n_heads, 3 * value_step, CONTEXT, D_HEAD)
+    df = _summed(d_found + head * D_HEAD, N_PARTS, n_rows * value_step, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
+    mean = tl.sum(df * _load(found + head * D_HEAD, n_rows, D_HEAD, value_step, ROWS, D_HEAD), axis=1)
+    length = tl.load(lengths + head * n_rows + rows, mask=rows < n_rows, other=float("inf"))
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) + _biases(bias, begin, n_rows, CONTEXT + n_rows, ROWS)
+    p = tl.exp(scores - length[:, None])
+    ds = p * (tl.dot(df, tl.trans(v), input_precision=PRECISION) - mean[:, None])
+    sent = tl.dot(ds, k, input_precision=PRECISION) * (D_KEY**-0.5)
+    _store(d_queries + piece * n_rows * key_step + head * D_KEY, sent, n_rows, D_KEY, key_step, ROWS, D_KEY)
+    if begin >= CONTEXT:
+        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION)
+        _store(d_keys + head * D_KEY, dk, n_rows, D_KEY, key_step, KEYS_AT_ONCE, D_KEY)
+        dv = tl.dot(tl.trans(p), df, input_precision=PRECISION)
+        _store(d_values + head * D_HEAD, dv, n_rows, D_HEAD, value_step, KEYS_AT_ONCE, D_HEAD)
 
 
 @jit
@@ -408,24 +451,74 @@ def project_backward(
     x,
     gain,
     shift,
+    moments,
     weight,
-    d_raw,
+    raw,
+    compress,
+    cos,
+    sin,
+    d_queries,
+    d_keys,
+    d_values,
     d_weight,
+    d_compress,
     parts,
     n_rows,
     n_heads,
     n_channels: tl.constexpr,
-    eps: tl.constexpr,
+    qk_eps: tl.constexpr,
+    N_PIECES: tl.constexpr,
     ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
     D_HEAD: tl.constexpr,
+    D_KEY: tl.constexpr,
 ):
-    """A program is a head of queries, keys or values: gradient of its weights, its part of the norm's (3 H, T, D)."""
-    head = tl.program_id(0)
-    g = _load(d_raw + head * D_HEAD, n_rows, D_HEAD, 3 * n_heads * D_HEAD, ROWS, D_HEAD)
+    """A program is a head of queries, keys or values and some channels: gradients of the head's weights, of `compress`
+    (2 H, E, K), and a part of the norm's (3 H, T, D)."""
+    head, piece = tl.program_id(0), tl.program_id(1)
+    key_step, value_step = n_heads * D_KEY, n_heads * D_HEAD
+    if head >= 2 * n_heads:
+        dz = _load(d_values + (head - 2 * n_heads) * D_HEAD, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
+    else:
+        if head < n_heads:
+            dc = _summed(d_queries + head * D_KEY, N_PIECES, n_rows * key_step, n_rows, D_KEY, key_step, ROWS, D_KEY)
+        else:
+            dc = _load(d_keys + (head - n_heads) * D_KEY, n_rows, D_KEY, key_step, ROWS, D_KEY)
+        turned = dc * _load(sin, n_rows, D_KEY, D_KEY, ROWS, D_KEY)
+        dc *= _load(cos, n_rows, D_KEY, D_KEY, ROWS, D_KEY)
+        dc += tl.dot(turned, _half_turn(D_KEY), input_precision=PRECISION)
+        said = _load(raw + head * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
+        if qk_eps > 0:
+            plain, length = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
+            along = tl.sum(plain * dc, axis=1) / D_KEY
+            dc = length[:, None] * (dc - plain * (length * length * along)[:, None])
+        if compress is not None:
+            if piece == 0:
+                part = tl.dot(tl.trans(said), dc, input_precision=PRECISION)
+                _store(d_compress + head * D_HEAD * D_KEY, part, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
+            matrix = _load(compress, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
+            dz = tl.dot(dc, tl.trans(matrix), input_precision=PRECISION)
+        else:
+            dz = dc
     first = head * D_HEAD * n_channels
-    rows, d_rows, part = weight + first, d_weight + first, parts + head * n_rows * n_channels
-    _into_norm(x, gain, shift, rows, g, d_rows, part, n_rows, n_channels, eps, ROWS, CHANNELS, D_HEAD)
+    rows, d_rows, to = weight + first, d_weight + first, parts + head * n_rows * n_channels
+    _into_norm(x, gain, shift, moments, rows, dz, d_rows, to, piece, n_rows, n_channels, ROWS, D_HEAD)
+
+
+@jit
+def add_up(first, first_sum, n_first, first_size, second, second_sum, n_second, second_size, PARTS: tl.constexpr):
+    """Sums over the first axis of (n_first, first_size) and, if there is one, of (n_second, second_size)."""
+    program = tl.program_id(0)
+    n_programs = tl.cdiv(first_size, COLUMNS_AT_ONCE)
+    columns = tl.arange(0, COLUMNS_AT_ONCE)
+    if program < n_programs:
+        begin = program * COLUMNS_AT_ONCE
+        read = _load(first + begin, n_first, first_size - begin, first_size, PARTS, COLUMNS_AT_ONCE)
+        tl.store(first_sum + begin + columns, tl.sum(read, axis=0), mask=begin + columns < first_size)
+    else:
+        if second is not None:
+            begin = (program - n_programs) * COLUMNS_AT_ONCE
+            read = _load(second + begin, n_second, second_size - begin, second_size, PARTS, COLUMNS_AT_ONCE)
+            tl.store(second_sum + begin + columns, tl.sum(read, axis=0), mask=begin + columns < second_size)
 
 
 @jit
@@ -433,6 +526,7 @@ def norm_backward(
     x,
     gain,
     shift,
+    moments,
     parts,
     dy,
     dx,
@@ -440,7 +534,6 @@ def norm_backward(
     n_rows,
     n_parts,
     n_channels: tl.constexpr,
-    eps: tl.constexpr,
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -450,10 +543,8 @@ def norm_backward(
     inside = channels < n_channels
     dn = tl.sum(_load(parts + here, n_parts, n_channels, n_rows * n_channels, PARTS, CHANNELS), axis=0)
     read = tl.load(x + here + channels, mask=inside, other=0.0)
-    if shift is not None:
-        read = tl.where(inside, read - tl.sum(read, axis=0) / n_channels, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(read * read, axis=0) / n_channels + eps)
-    unit = read * scale
+    scale = tl.load(moments + n_rows + token)
+    unit = tl.where(inside, (read - tl.load(moments + token)) * scale, 0.0)
     g = dn * tl.load(gain + channels, mask=inside, other=0.0)
     sent = g - unit * (tl.sum(g * unit, axis=0) / n_channels)
     if shift is not None:
