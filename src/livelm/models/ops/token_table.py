@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from livelm.models.ops.softmax_walk import softmax_walk, walkable
+from livelm.models.ops.softmax_walk_cuda import grade_on_cuda, gradients_on_cuda, walkable_on_cuda
 
 N_AT_ONCE = 128
 """Tokens per pass over the table: bounds what scoring a long text holds to this many rows of logits."""
@@ -61,7 +62,7 @@ class TokenTable(nn.Module):
 
     In bfloat16 the products run on the CPU's bfloat16 units and read half the memory; sums over the vocabulary are
     float32 throughout, and `optim.DeferredAdagrad` keeps the float32 master copy of the table. Where this machine
-    can, a large table is walked once (`softmax_walk`) for scores and gradient of h together.
+    can, a large table is walked once (`softmax_walk`, `softmax_walk_cuda`) for scores and gradient of h together.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class TokenTable(nn.Module):
     def nats(self, h: Float[Tensor, "*shape D"], targets: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """-ln softmax(h W')[target] over the whole vocabulary, float32; gradients reach h and `gradient_parts`."""
         rows, flat = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
+        function = _way_through(self.weight)
+        if len(rows) <= N_AT_ONCE:  # neither cut nor joined: three launches fewer
+            return function.apply(rows, self.weight, flat).view(targets.shape)  # type: ignore[union-attr]
         pieces = zip(rows.split(N_AT_ONCE), flat.split(N_AT_ONCE), strict=True)
-        walked = self.weight.numel() >= WALKED and walkable(self.weight)
-        function = _WalkedNats if walked else _Nats
         scored = [function.apply(piece, self.weight, wanted) for piece, wanted in pieces]
         return torch.cat(scored).view(targets.shape)  # type: ignore[arg-type]
 
@@ -175,6 +177,35 @@ class _WalkedNats(torch.autograd.Function):
             ctx.parts.products.append((exps, (h * share).to(weight.dtype)))
             ctx.parts.rows.append((targets, h * -grad))
         return back * share - weight[targets].float() * grad if back is not None else None, None, None
+
+
+class _WalkedOnCuda(torch.autograd.Function):
+    """The same in kernels for CUDA: two launches forward, one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: nn.Parameter, targets: Tensor) -> Tensor:
+        graded = grade_on_cuda(h, weight, targets, back=ctx.needs_input_grad[0])
+        ctx.save_for_backward(h, weight, targets, graded.exps, graded.total, graded.back)
+        ctx.parts = gradient_parts(weight)
+        return graded.nats
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        h, weight, targets, exps, total, back = ctx.saved_tensors
+        dh, right, values = gradients_on_cuda(h, weight, targets, (total, back), grads[0])
+        if ctx.needs_input_grad[1]:
+            ctx.parts.products.append((exps, right))
+            ctx.parts.rows.append((targets, values))
+        return dh, None, None
+
+
+def _way_through(weight: Float[Tensor, "V D"]) -> type[torch.autograd.Function]:
+    """The fastest way through a table of this type, place and size."""
+    if weight.numel() < WALKED:
+        return _Nats
+    if weight.is_cuda:
+        return _WalkedOnCuda if walkable_on_cuda(weight) else _Nats
+    return _WalkedNats if walkable(weight) else _Nats
 
 
 def _row_sums(x: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
