@@ -1,5 +1,7 @@
 """What architectures share: linear maps, norms, rotary positions and their initial values."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -46,11 +48,17 @@ def rotation(first: Int[Tensor, " B"], n_positions: int, d_head: int, base: floa
 
     Angles are computed in float64: float32 would be off by whole turns after ten million tokens of a stream.
     """
-    half = torch.arange(0, d_head, 2, dtype=torch.float64, device=first.device)
     positions = first[:, None] + torch.arange(n_positions, device=first.device)
-    angles = positions[..., None].double() * base ** (-half / d_head)
+    angles = positions[..., None].double() * _frequencies(d_head, base, first.device)
     cos, sin = angles.cos().float(), angles.sin().float()
     return torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
+
+
+@cache
+def _frequencies(d_head: int, base: float, device: torch.device) -> Float[Tensor, " K"]:
+    """Radians per position of each pair of channels, K = d_head / 2, float64."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could never be used to learn
+        return base ** (-torch.arange(0, d_head, 2, dtype=torch.float64, device=device) / d_head)
 
 
 def rotate(x: Float[Tensor, "B T H K"], angles: Rotation) -> Float[Tensor, "B T H K"]:

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+REPEATABLE = 1 << 23
+"""Scores up to which attention on CUDA repeats itself to the bit: 32 MiB of them in a layer."""
+
 
 def window_mask(new: Int[Tensor, "B T"], kept: Int[Tensor, "B C"], context: int) -> Bool[Tensor, "B 1 T S"]:
     """Which of the S = C + T keys each of the T newest positions may see.
@@ -21,7 +24,7 @@ def window_mask(new: Int[Tensor, "B T"], kept: Int[Tensor, "B C"], context: int)
 
 def additive(mask: Bool[Tensor, "B 1 T S"]) -> Float[Tensor, "B 1 T S"]:
     """0 where the mask allows, minus infinity elsewhere: converted once here instead of once per layer."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return torch.where(mask, 0.0, -torch.inf)
 
 
 def attention(
@@ -30,7 +33,13 @@ def attention(
     v: Float[Tensor, "B G S E"],
     bias: Float[Tensor, "B 1 T S"],
 ) -> Float[Tensor, "B H T E"]:
-    """softmax(q k' / sqrt(K) + bias) v with H query heads sharing G key heads, fused. H is a multiple of G."""
+    """softmax(q k' / sqrt(K) + bias) v with H query heads sharing G key heads, fused. H is a multiple of G.
+
+    On CUDA the fused kernels add up their gradients in any order; what is small is done step by step instead, the same
+    bits each time, so that a resumed run repeats itself.
+    """
+    if q.is_cuda and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= REPEATABLE:
+        return attention_reference(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
 
 

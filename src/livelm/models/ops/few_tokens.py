@@ -128,6 +128,7 @@ class _Attend(torch.autograd.Function):
         )
         ctx.c, ctx.qk_eps = c, qk_eps
         ctx.mark_non_differentiable(*after)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the windows
         return y, *after
 
     @staticmethod
