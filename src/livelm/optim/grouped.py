@@ -18,6 +18,10 @@ Kinds = dict[str, list[tuple[str, Any]]]
 class Deferring(Protocol):
     """An optimizer whose step has a part that is not the same each time."""
 
+    def warm_up(self) -> None:
+        """Load what `step_now` runs for the gradient at hand, and change nothing."""
+        ...
+
     def step_now(self) -> None:
         """The part that is."""
         ...
@@ -62,6 +66,11 @@ class Grouped:
             part.step()
         for part in self._deferring:
             part.step_now()
+
+    def warm_up(self) -> None:
+        """Load what `step_now` runs for the gradient at hand, and change nothing: a capture forbids to load."""
+        for part in self._deferring:
+            part.warm_up()
 
     def step_later(self) -> None:
         """What is left of the step: what only happens every few updates."""
