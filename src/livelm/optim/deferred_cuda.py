@@ -61,7 +61,8 @@ def _launch(
     left, right = (values, values) if product is None else product
     n_columns = table.shape[1]
     width, n_rows = triton.next_power_of_2(n_columns), triton.next_power_of_2(len(rows))
-    _teach[(len(rows),)](
+    program: Any = _teach[(len(rows),)]
+    program(
         rows,
         values,
         left,
