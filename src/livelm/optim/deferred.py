@@ -149,8 +149,9 @@ class DeferredAdagrad(Optimizer):
     def _keep(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
         state = self.state[table]
         # a graph that was captured writes its next factors where the last ones are
-        state["left"] += [left.clone() if table.is_cuda else left for left, _ in parts.products]
-        state["right"] += [right.clone() if table.is_cuda else right for _, right in parts.products]
+        for left, right in parts.products:
+            state["left"].append(_copied_after(state["left"], left, group["every"]) if table.is_cuda else left)
+            state["right"].append(right.clone() if table.is_cuda else right)
         state["n_waiting"] += 1
         if state["n_waiting"] >= group["every"]:
             for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
@@ -227,10 +228,36 @@ def _pending(state: dict[str, Any], n_rows: int, n_at_once: int) -> Iterator[tup
     for start in range(0, n_rows, n_at_once):
         rows = slice(start, min(start + n_at_once, n_rows))
         if right.is_cuda:
-            left = torch.cat([left[:, rows] for left in state["left"]]).T
+            left = _stacked(state["left"])[:, rows].T
         else:  # rows of the transpose: they lie together where the table was walked
             left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
         yield rows, (left @ right).float()
+
+
+def _copied_after(kept: list[Tensor], new: Tensor, n_most: int) -> Tensor:
+    """A copy of (N, V) numbers, right after the last of `kept` where there is room: `n_most` of the first are foreseen.
+
+    So that all of them are one matrix in the end, which need not be put together: twice the bytes of the table, for
+    512 rows of bfloat16.
+    """
+    if not kept:
+        return new.new_empty(n_most * len(new), new.shape[1])[: len(new)].copy_(new)
+    last = kept[-1]
+    start = last.storage_offset() + last.numel()
+    if not last.is_contiguous() or (start + new.numel()) * new.element_size() > last.untyped_storage().nbytes():
+        return new.clone()
+    return last.as_strided(new.shape, (new.shape[1], 1), start).copy_(new)
+
+
+def _stacked(pieces: list[Tensor]) -> Tensor:
+    """All rows of (N, V) pieces as one matrix: no copy where they lie one after another."""
+    first, place = pieces[0], pieces[0].data_ptr()
+    for piece in pieces:
+        same = piece.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not piece.is_contiguous() or piece.data_ptr() != place:
+            return torch.cat(pieces)
+        place += piece.nbytes
+    return first.as_strided((sum(map(len, pieces)), first.shape[1]), (first.shape[1], 1))
 
 
 def _descend(
