@@ -1,6 +1,10 @@
 """Adagrad for a large token table: rows just read or predicted learn at once, all others every few updates."""
 
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from subprocess import CalledProcessError
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +16,11 @@ from livelm.optim.rows import sum_by_row
 
 ROWS_AT_ONCE = 4096
 """Rows per step of a pass over the table on a CPU: their gradient (4 MiB at D = 256) stays in the cache."""
+WIDEST = 1024
+"""Columns of a table that the kernels for CUDA take at most: one program holds a row."""
+
+Named = list[tuple[Tensor, Tensor]]
+"""Pairs of (N,) numbers of rows and (N, D) values, or of the factors of a product."""
 
 
 class Parts(Protocol):
@@ -76,6 +85,20 @@ class DeferredAdagrad(Optimizer):
                     self._teach_named(table, parts, group)
 
     @torch.no_grad()
+    def warm_up(self) -> None:
+        """Load what `step_now` runs on CUDA for what backward left at the tables, and learn nothing.
+
+        To be done before `step_now` is captured: a capture forbids to load.
+        """
+        for group in self.param_groups:
+            for table in group["params"]:
+                if (parts := _parts_of(table)) is not None:
+                    state = self._state_of(table)
+                    for role, named, products in _roles(parts):
+                        if (kernels := _kernels(table, products)) is not None:
+                            kernels.load_for(*_arguments(table, state, role, named, products), group)
+
+    @torch.no_grad()
     def step_later(self) -> None:
         """Keep the rest of the products until it is time for a pass over the table."""
         for group in self.param_groups:
@@ -103,7 +126,8 @@ class DeferredAdagrad(Optimizer):
                 saved = state_dict["state"][number]
                 self.state[table] = {name: _copy(value, table.device) for name, value in saved.items()}
 
-    def _teach_named(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+    def _state_of(self, table: Tensor) -> dict[str, Any]:
+        """What is kept of a table, made at the first step."""
         state = self.state[table]
         if not state:
             state["predicted"] = torch.zeros(len(table), device=table.device)
@@ -111,16 +135,23 @@ class DeferredAdagrad(Optimizer):
             state["left"], state["right"], state["n_waiting"] = [], [], 0
             if table.dtype != torch.float32:
                 state["master"] = table.float()
-        for role, named, products in (("predicted", parts.rows, parts.products), ("read", parts.reads, [])):
-            if named:
+        return state
+
+    def _teach_named(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+        state = self._state_of(table)
+        for role, named, products in _roles(parts):
+            if (kernels := _kernels(table, products)) is not None:
+                kernels.teach_rows(*_arguments(table, state, role, named, products), group)
+            else:
                 rows, gradient = (_take_rows_on_cuda if table.is_cuda else _take_rows)(named, products)
                 _descend(table, state, role, rows, gradient, group)
 
     def _keep(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
         state = self.state[table]
         # a graph that was captured writes its next factors where the last ones are
-        state["left"] += [left.clone() if table.is_cuda else left for left, _ in parts.products]
-        state["right"] += [right.clone() if table.is_cuda else right for _, right in parts.products]
+        for left, right in parts.products:
+            state["left"].append(_copied_after(state["left"], left, group["every"]) if table.is_cuda else left)
+            state["right"].append(right.clone() if table.is_cuda else right)
         state["n_waiting"] += 1
         if state["n_waiting"] >= group["every"]:
             for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
@@ -135,7 +166,40 @@ def _parts_of(table: Tensor) -> Parts | None:
     return parts if parts is not None and (parts.products or parts.rows or parts.reads) else None
 
 
-def _take_rows(named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _roles(parts: Parts) -> Iterator[tuple[str, Named, Named]]:
+    """What the named rows were, which they are, and the products that have more of their gradient."""
+    if parts.rows:
+        yield "predicted", parts.rows, parts.products
+    if parts.reads:
+        yield "read", parts.reads, []
+
+
+def _kernels(table: Tensor, products: Named) -> Any:
+    """The kernels for such a table (`deferred_cuda`); None where it is taught in torch."""
+    if not table.is_cuda or len(products) > 1 or table.shape[1] > WIDEST or not table.is_contiguous():
+        return None
+    return _loaded_kernels()
+
+
+@cache
+def _loaded_kernels() -> Any:
+    """The kernels, or None on a machine without triton, or without the C compiler by which it launches them."""
+    try:
+        kernels = import_module("livelm.optim.deferred_cuda")
+        kernels.try_out()
+    except (ImportError, OSError, RuntimeError, CalledProcessError) as error:
+        warnings.warn(f"triton does not work here, so updates of token tables take longer: {error}", stacklevel=2)
+        return None
+    return kernels
+
+
+def _arguments(table: Tensor, state: dict[str, Any], role: str, named: Named, products: Named) -> tuple[Any, ...]:
+    """What the kernels want to know, but for the settings."""
+    joined = named[0] if len(named) == 1 else tuple(torch.cat(column) for column in zip(*named, strict=True))
+    return table, state.get("master", table), state[role], joined, products[0] if products else None
+
+
+def _take_rows(named: Named, products: Named) -> tuple[Tensor, Tensor]:
     """The named rows, each once, and their whole gradient; what of it was in the products is taken out of them."""
     values = torch.cat([values for _, values in named])
     rows, place = torch.cat([numbers for numbers, _ in named]).unique(return_inverse=True)
@@ -146,9 +210,7 @@ def _take_rows(named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, 
     return rows, gradient
 
 
-def _take_rows_on_cuda(
-    named: list[tuple[Tensor, Tensor]], products: list[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def _take_rows_on_cuda(named: Named, products: Named) -> tuple[Tensor, Tensor]:
     """The same with rows that may repeat, each time with the same gradient: no shape depends on which they are."""
     rows, values = (torch.cat(column) for column in zip(*named, strict=True))
     gradient = sum_by_row(rows, values)
@@ -166,27 +228,61 @@ def _pending(state: dict[str, Any], n_rows: int, n_at_once: int) -> Iterator[tup
     for start in range(0, n_rows, n_at_once):
         rows = slice(start, min(start + n_at_once, n_rows))
         if right.is_cuda:
-            left = torch.cat([left[:, rows] for left in state["left"]]).T
+            left = _stacked(state["left"])[:, rows].T
         else:  # rows of the transpose: they lie together where the table was walked
             left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
         yield rows, (left @ right).float()
 
 
+def _copied_after(kept: list[Tensor], new: Tensor, n_most: int) -> Tensor:
+    """A copy of (N, V) numbers, right after the last of `kept` where there is room: `n_most` of the first are foreseen.
+
+    So that all of them are one matrix in the end, which need not be put together: twice the bytes of the table, for
+    512 rows of bfloat16.
+    """
+    if not kept:
+        return new.new_empty(n_most * len(new), new.shape[1])[: len(new)].copy_(new)
+    last = kept[-1]
+    start = last.storage_offset() + last.numel()
+    if not last.is_contiguous() or (start + new.numel()) * new.element_size() > last.untyped_storage().nbytes():
+        return new.clone()
+    return last.as_strided(new.shape, (new.shape[1], 1), start).copy_(new)
+
+
+def _stacked(pieces: list[Tensor]) -> Tensor:
+    """All rows of (N, V) pieces as one matrix: no copy where they lie one after another."""
+    first, place = pieces[0], pieces[0].data_ptr()
+    for piece in pieces:
+        same = piece.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not piece.is_contiguous() or piece.data_ptr() != place:
+            return torch.cat(pieces)
+        place += piece.nbytes
+    return first.as_strided((sum(map(len, pieces)), first.shape[1]), (first.shape[1], 1))
+
+
 def _descend(
     table: Tensor, state: dict[str, Any], role: str, rows: Tensor | slice, g: Tensor, group: dict[str, Any]
 ) -> None:
-    """One step for some rows, each named once; a row whose gradient is zero does not move."""
-    total = state[role][rows] + g.square().mean(dim=1)
+    """One step for some rows; a row whose gradient is zero does not move. Of those that repeat any may be the last."""
+    total = state[role][rows] + _mean_squares(g)
     state[role][rows] = total
     master = state.get("master", table)
     step = (total.sqrt() + group["eps"]).reciprocal()[:, None]
+    changed = master[rows]  # of a slice the place itself, so that a pass over the table writes it once
     if isinstance(group["lr"], Tensor):
-        changed = torch.addcmul(master[rows], g, step * group["lr"], value=-1)
+        changed.addcmul_(g, step * group["lr"], value=-1)
     else:
-        changed = torch.addcmul(master[rows], g, step, value=-group["lr"])
-    master[rows] = changed
+        changed.addcmul_(g, step, value=-group["lr"])
+    if isinstance(rows, Tensor):
+        master[rows] = changed
+        changed = changed.to(table.dtype)
     if master is not table:
-        table[rows] = changed.to(table.dtype)
+        table[rows] = changed
+
+
+def _mean_squares(g: Tensor) -> Tensor:
+    """(N,) means over the columns; on CUDA without the (N, D) squares, which may be as many as a table has numbers."""
+    return torch.linalg.vector_norm(g, dim=1).square_().div_(g.shape[1]) if g.is_cuda else g.square().mean(dim=1)
 
 
 def _copy(value: Any, device: torch.device) -> Any:

@@ -18,6 +18,10 @@ Kinds = dict[str, list[tuple[str, Any]]]
 class Deferring(Protocol):
     """An optimizer whose step has a part that is not the same each time."""
 
+    def warm_up(self) -> None:
+        """Load what `step_now` runs for the gradient at hand, and change nothing."""
+        ...
+
     def step_now(self) -> None:
         """The part that is."""
         ...
@@ -30,6 +34,9 @@ class Deferring(Protocol):
 class Grouped:
     """Steps its parts in turn. `param_groups` are the parts' own: a schedule sets lr = base_rate * factor in each."""
 
+    param_groups: list[dict[str, Any]]
+    """The groups of all parts; each has `params`, `lr`, `base_rate` and `kind`."""
+
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = tuple(parts)
         self._deferring = [part for part in parts if isinstance(part, Deferring)]
@@ -38,6 +45,7 @@ class Grouped:
 
     def _settle(self) -> None:
         """Make every group fit the device of its parameters, wherever its values came from."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
         for group in self.param_groups:
             device = group["params"][0].device
             if "capturable" in group:
@@ -45,11 +53,6 @@ class Grouped:
             if device.type == "cuda":
                 group["written"] = float(group["lr"])
                 group["lr"] = torch.tensor(group["written"], device=device)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts; each has `params`, `lr`, `base_rate` and `kind`."""
-        return [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:
         """Change every parameter by its gradient."""
@@ -62,6 +65,11 @@ class Grouped:
             part.step()
         for part in self._deferring:
             part.step_now()
+
+    def warm_up(self) -> None:
+        """Load what `step_now` runs for the gradient at hand, and change nothing: a capture forbids to load."""
+        for part in self._deferring:
+            part.warm_up()
 
     def step_later(self) -> None:
         """What is left of the step: what only happens every few updates."""

@@ -66,8 +66,9 @@ class GradedBytes:
         for batch in batches:
             if self._file.size >= MAX_BYTES:
                 return
+            tokens, graded = batch.tokens.numpy(), batch.graded.numpy()  # which numpy masks in a third of the time
             for lane, waiting in enumerate(self._waiting):
-                waiting += self._decoders[lane].feed(batch.tokens[lane][batch.graded[lane]].tolist())
+                waiting += self._decoders[lane].feed(tokens[lane][graded[lane]].tolist())
                 if len(waiting) >= self._block:
                     self._file.write(waiting)
                     waiting.clear()

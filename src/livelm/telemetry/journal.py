@@ -16,6 +16,8 @@ from livelm.types import Record
 SCHEMA = 1
 BURST = 128
 """Records that wait at most to be encoded."""
+ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+"""Made once: `json.dumps` makes one for every record."""
 FACTS = frozenset({"run", "document", "scored", "update", "rehearsed", "held_out", "signals", "alarm", "gate", "grown"})
 
 
@@ -40,8 +42,8 @@ class Journal:
         Records become JSON many at a time: between two updates the caches are full of weights, and the same
         work costs several times as much.
         """
-        if record["kind"] in FACTS:
-            record = {"kind": record["kind"], "seq": self.seq, **record}
+        if (kind := record["kind"]) in FACTS:
+            record = {"kind": kind, "seq": self.seq, **record}
             self.seq += 1
         self._waiting.append(record)
         if len(self._waiting) >= BURST:
@@ -71,6 +73,6 @@ class Journal:
 
 def _line(record: Record) -> bytes:
     try:
-        return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        return ENCODER.encode(record).encode() + b"\n"
     except UnicodeEncodeError:  # a file name that is not UTF-8: escaped, so that the line is JSON for everybody
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"

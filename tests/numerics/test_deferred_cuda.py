@@ -1,0 +1,227 @@
+"""The kernel for named rows does what torch does: on a CUDA device if there is one, and in triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from livelm.optim import deferred
+from livelm.optim.deferred import DeferredAdagrad, _descend, _take_rows
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether this process interprets kernels: triton asks once, when a kernel is made."""
+DEVICE = "cpu" if INTERPRETED else "cuda"
+V = 53
+
+pytest.importorskip("triton", reason="triton is not installed, so nothing here runs")
+runs_kernels = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="needs a CUDA device, or TRITON_INTERPRET=1"
+)
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_everything_here_holds_in_the_interpreter() -> None:
+    """In a process of its own, in which triton was not imported before."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@dataclass
+class Parts:
+    """What backward leaves at a table."""
+
+    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    reads: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    spare: list[Tensor] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.products, self.rows, self.reads = [], [], []
+
+
+def make_parts(n: int, d: int, dtype: torch.dtype, seed: int, *, n_products: int = 1) -> Parts:
+    """Rows of the first half of the table, so that they repeat; the factors of `n` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def named() -> tuple[Tensor, Tensor]:
+        return torch.randint(V // 2, (n,), generator=generator), torch.randn(n, d, generator=generator)
+
+    def product() -> tuple[Tensor, Tensor]:
+        left, right = torch.rand(n, V, generator=generator), torch.randn(n, d, generator=generator) / n
+        return left.to(dtype), right.to(dtype)
+
+    return Parts([product() for _ in range(n_products)], [named() for _ in range(n_products)], [named(), named()])
+
+
+def moved(parts: Parts) -> Parts:
+    """A copy on the device."""
+    lists = ([tuple(t.to(DEVICE, copy=True) for t in pair) for pair in pairs] for pairs in all_of(parts))
+    return Parts(*lists)  # type: ignore[arg-type]
+
+
+def all_of(parts: Parts) -> tuple[list[tuple[Tensor, Tensor]], ...]:
+    return parts.products, parts.rows, parts.reads
+
+
+def make_state(table: Tensor) -> dict[str, Any]:
+    state: dict[str, Any] = {role: torch.zeros(len(table), device=table.device) for role in ("predicted", "read")}
+    return state if table.dtype == torch.float32 else state | {"master": table.float()}
+
+
+def make_table(d: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(V, d, generator=torch.Generator().manual_seed(d)).to(dtype)
+
+
+def teach(table: Tensor, state: dict[str, Any], parts: Parts, group: dict[str, Any]) -> None:
+    from livelm.optim.deferred_cuda import teach_rows
+
+    for role, named, products in deferred._roles(parts):
+        teach_rows(*deferred._arguments(table, state, role, named, products), group)
+
+
+def teach_in_torch(table: Tensor, state: dict[str, Any], parts: Parts, group: dict[str, Any]) -> None:
+    for role, named, products in deferred._roles(parts):
+        _descend(table, state, role, *_take_rows(named, products), group)
+
+
+def assert_same(table: Tensor, state: dict[str, Any], twin: Tensor, its: dict[str, Any]) -> None:
+    for name in state:
+        torch.testing.assert_close(state[name].cpu(), its[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(table.cpu(), twin, rtol=1e-5 if table.dtype == torch.float32 else 2**-7, atol=1e-5)
+    if "master" in state and not INTERPRETED:  # which cuts bfloat16 off where devices round it
+        assert torch.equal(state["master"].to(table.dtype), table)
+
+
+@runs_kernels
+@both_types
+@pytest.mark.parametrize("rate", ["number", "tensor"])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 24), (32, 64), (33, 256), (130, 16), (7, 1024)])
+def test_it_does_what_torch_does(n: int, d: int, rate: str, dtype: torch.dtype) -> None:
+    twin = make_table(d, dtype)
+    table = twin.to(DEVICE, copy=True)
+    state, its = make_state(table), make_state(twin)
+    lr: Any = 0.05 if rate == "number" else torch.tensor(0.05, device=DEVICE)
+    for seed in range(4):
+        parts = make_parts(n, d, dtype, seed, n_products=0 if seed == 3 else 1)
+        there = moved(parts)
+        teach(table, state, there, {"lr": lr, "eps": 1e-12})
+        teach_in_torch(twin, its, parts, {"lr": 0.05, "eps": 1e-12})
+        assert_same(table, state, twin, its)
+        for (left, right), (its_left, its_right) in zip(there.products, parts.products, strict=True):
+            assert torch.equal(left.cpu(), its_left)
+            assert torch.equal(right.cpu(), its_right)
+
+
+@runs_kernels
+def test_factors_may_lie_any_way_round() -> None:
+    results = []
+    for turn in (lambda x: x, lambda x: x.T.contiguous().T):
+        table, parts = make_table(24, torch.float32).to(DEVICE), moved(make_parts(9, 24, torch.float32, 0))
+        parts.products = [(turn(left), turn(right)) for left, right in parts.products]
+        parts.rows = [(rows, turn(values)) for rows, values in parts.rows]
+        teach(table, make_state(table), parts, {"lr": 0.05, "eps": 1e-12})
+        results.append((table, parts.products[0][0]))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@runs_kernels
+def test_loading_teaches_nothing() -> None:
+    from livelm.optim.deferred_cuda import load_for
+
+    table, parts = make_table(24, torch.bfloat16).to(DEVICE), moved(make_parts(9, 24, torch.bfloat16, 0))
+    state, before = make_state(table), make_state(table)
+    kept, left = table.clone(), parts.products[0][0].clone()
+    for role, named, products in deferred._roles(parts):
+        load_for(*deferred._arguments(table, state, role, named, products), {"lr": 0.05, "eps": 1e-12})
+    assert torch.equal(table, kept)
+    assert torch.equal(parts.products[0][0], left)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+@runs_kernels
+def test_rows_without_a_gradient_stay() -> None:
+    table, parts = make_table(24, torch.float32).to(DEVICE), moved(make_parts(9, 24, torch.float32, 0))
+    kept = table.clone()
+    for tensor in (parts.products[0][0], parts.rows[0][1], parts.reads[0][1], parts.reads[1][1]):
+        tensor.zero_()
+    teach(table, make_state(table), parts, {"lr": 0.05, "eps": 1e-12})
+    assert torch.equal(table, kept)
+
+
+@runs_kernels
+@both_types
+@pytest.mark.parametrize("n_products", [1, 2])
+def test_the_optimizer_learns_the_same(n_products: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from livelm.optim import deferred_cuda
+
+    def kernels(table: Tensor, products: list[Any]) -> Any:
+        return deferred_cuda if table is fast and len(products) < 2 else None
+
+    monkeypatch.setattr(deferred, "_kernels", kernels)
+    twin = torch.nn.Parameter(make_table(24, dtype))
+    fast = torch.nn.Parameter(twin.detach().to(DEVICE, copy=True))
+    optimizers = [DeferredAdagrad([{"params": [table], "lr": 0.05}], every=4) for table in (fast, twin)]
+    for seed in range(9):
+        parts = make_parts(9, 24, dtype, seed, n_products=n_products)
+        fast.gradient_parts, twin.gradient_parts = moved(parts), parts  # type: ignore[attr-defined]
+        optimizers[0].warm_up()
+        for optimizer in optimizers:
+            optimizer.step()
+    state, its = optimizers[0].state[fast], optimizers[1].state[twin]
+    assert state["n_waiting"] == its["n_waiting"] == 1
+    # the long product is rounded to the type of the table, and each device adds in its own order
+    limit = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(fast.detach().cpu(), twin.detach(), rtol=limit, atol=limit)
+    for role in ("predicted", "read"):
+        torch.testing.assert_close(state[role].cpu(), its[role], rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize(("sizes", "together"), [([4] * 5, True), ([4, 2, 3, 1], True), ([1, 3, 9], False)])
+def test_factors_are_kept_one_after_another_where_there_is_room(sizes: list[int], together: bool) -> None:
+    pieces = [torch.randn(n, 7) for n in sizes]
+    kept: list[Tensor] = []
+    for piece in pieces:
+        kept.append(deferred._copied_after(kept, piece, 5))
+    assert all(torch.equal(one, other) for one, other in zip(kept, pieces, strict=True))
+    stacked = deferred._stacked(kept)
+    assert torch.equal(stacked, torch.cat(pieces))
+    assert (stacked.data_ptr() == kept[0].data_ptr()) == together
+    resumed = deferred._copy(kept[:2], torch.device("cpu"))
+    resumed.append(deferred._copied_after(resumed, pieces[0], 5))
+    assert torch.equal(deferred._stacked(resumed), torch.cat([*pieces[:2], pieces[0]]))
+
+
+@runs_kernels
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+@both_types
+def test_a_captured_step_is_a_plain_one(dtype: torch.dtype) -> None:
+    tables = [torch.nn.Parameter(make_table(24, dtype).to(DEVICE)) for _ in range(2)]
+    lr = torch.tensor(0.05, device=DEVICE)
+    plain, captured = (DeferredAdagrad([{"params": [table], "lr": lr}], every=99) for table in tables)
+    held = moved(make_parts(9, 24, dtype, 0))
+    tables[1].gradient_parts = held  # type: ignore[attr-defined]
+    captured.warm_up()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step_now()
+    for seed in range(5):
+        parts = moved(make_parts(9, 24, dtype, seed))
+        for pairs, its in zip(all_of(held), all_of(parts), strict=True):
+            for pair, other in zip(pairs, its, strict=True):
+                for tensor, value in zip(pair, other, strict=True):
+                    tensor.copy_(value)
+        graph.replay()
+        tables[0].gradient_parts = parts  # type: ignore[attr-defined]
+        plain.step_now()
+        assert torch.equal(*tables)
+        assert torch.equal(held.products[0][0], parts.products[0][0])
