@@ -71,6 +71,7 @@ def learner_of(parts: Parts, kind: type[Learner]) -> Learner:
 def update_ms(learner: Learner, read: list[Batch]) -> dict[str, float]:
     """Of whole updates, wall clock, and of their two halves; the step's half ends when the device is done."""
     times: list[float] = []
+    whole = time.perf_counter()
     for i, batch in enumerate(read):
         if i == WARM_UP:
             torch.cuda.synchronize()
@@ -99,7 +100,7 @@ def kernels(learner: Learner, read: list[Batch]) -> tuple[float, list[tuple[str,
         for batch in read:
             learner.update(learner.score(batch))
         torch.cuda.synchronize()
-    rows = [e for e in found.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    rows = [e for e in found.key_averages() if str(e.device_type).endswith("CUDA")]
     rows.sort(key=lambda e: -e.self_device_time_total)
     n = len(read)
     dearest = [(e.key[:110], round(e.count / n, 2), round(e.self_device_time_total / n, 2)) for e in rows[:25]]

@@ -36,7 +36,6 @@ def learn(session: Session) -> Iterator[Record]:
         with clock.span("journal"):
             yield from document_records(batch)
             yield scored_record(scored)  # written before anything is learned
-            s.graded.append(batch)
             if s.monitor is not None:
                 yield from s.monitor.take(scored)
         refusal = s.refusal  # what was just graded may have closed the gate, or opened it
@@ -44,6 +43,7 @@ def learn(session: Session) -> Iterator[Record]:
             update = learner.update(scored) if refusal is None else learner.refuse(scored, refusal)
             rehearsed = None if s.rehearsal is None else s.rehearsal.take(scored, update)
         with clock.span("journal"):
+            s.graded.append(batch)  # while a card takes its step
             yield update_record(update)
             if rehearsed is not None:
                 yield rehearsed

@@ -67,6 +67,17 @@ def test_rates_follow_the_schedule(name: str) -> None:
 
 
 @every
+def test_a_step_that_is_practised_changes_nothing(name: str) -> None:
+    model, twin = build_model(), build_model()
+    optimizer, other = build(name, model), build(name, twin)
+    for each, its in ((model, optimizer), (twin, other)):
+        learn(each, its, 3, seed=1)
+    for _ in range(2):
+        optimizer.practise()
+    assert learn(model, optimizer, 3, seed=2) == learn(twin, other, 3, seed=2)
+
+
+@every
 def test_state_survives_saving(name: str) -> None:
     model = build_model()
     optimizer = build(name, model)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from livelm.optim import deferred
 from livelm.optim.deferred import DeferredAdagrad, _descend, _take_rows
+from livelm.optim.grouped import Grouped
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether this process interprets kernels: triton asks once, when a kernel is made."""
@@ -135,20 +136,6 @@ def test_factors_may_lie_any_way_round() -> None:
 
 
 @runs_kernels
-def test_loading_teaches_nothing() -> None:
-    from livelm.optim.deferred_cuda import load_for
-
-    table, parts = make_table(24, torch.bfloat16).to(DEVICE), moved(make_parts(9, 24, torch.bfloat16, 0))
-    state, before = make_state(table), make_state(table)
-    kept, left = table.clone(), parts.products[0][0].clone()
-    for role, named, products in deferred._roles(parts):
-        load_for(*deferred._arguments(table, state, role, named, products), {"lr": 0.05, "eps": 1e-12})
-    assert torch.equal(table, kept)
-    assert torch.equal(parts.products[0][0], left)
-    assert all(torch.equal(state[name], before[name]) for name in state)
-
-
-@runs_kernels
 def test_rows_without_a_gradient_stay() -> None:
     table, parts = make_table(24, torch.float32).to(DEVICE), moved(make_parts(9, 24, torch.float32, 0))
     kept = table.clone()
@@ -174,7 +161,6 @@ def test_the_optimizer_learns_the_same(n_products: int, dtype: torch.dtype, monk
     for seed in range(9):
         parts = make_parts(9, 24, dtype, seed, n_products=n_products)
         fast.gradient_parts, twin.gradient_parts = moved(parts), parts  # type: ignore[attr-defined]
-        optimizers[0].warm_up()
         for optimizer in optimizers:
             optimizer.step()
     state, its = optimizers[0].state[fast], optimizers[1].state[twin]
@@ -210,7 +196,7 @@ def test_a_captured_step_is_a_plain_one(dtype: torch.dtype) -> None:
     plain, captured = (DeferredAdagrad([{"params": [table], "lr": lr}], every=99) for table in tables)
     held = moved(make_parts(9, 24, dtype, 0))
     tables[1].gradient_parts = held  # type: ignore[attr-defined]
-    captured.warm_up()
+    Grouped([captured]).practise()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured.step_now()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from livelm.models.ops import softmax_walk_cuda, token_table
-from livelm.models.ops.softmax_walk_cuda import CLAMP, grade_on_cuda, walk_options
+from livelm.models.ops.softmax_walk_cuda import CLAMP, grade_on_cuda
 from livelm.models.ops.token_table import TokenTable, _WalkedOnCuda, _way_through, gradient_parts
 
 CARD = torch.cuda.is_available()
@@ -225,27 +225,6 @@ def test_a_walk_without_the_way_back_grades_the_same(dtype: torch.dtype) -> None
     probabilities[torch.arange(33, device=DEVICE), targets] -= 1
     found, true = gradient_parts(table).dense(table), probabilities.T @ h.double()
     assert_near({"weight": found}, {"weight": true}, dtype)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA only")
-@both_types
-@pytest.mark.parametrize("d", [64, 256])
-def test_kernels_compile_for_hopper(d: int, dtype: torch.dtype) -> None:
-    """Which takes no card."""
-    compiler, backends = import_module("triton.compiler"), import_module("triton.backends.compiler")
-    kernels, options = softmax_walk_cuda._kernels(), walk_options(torch.empty(1000, d, dtype=dtype))
-    table, table_like = f"*{'bf16' if dtype == torch.bfloat16 else 'fp32'}", {"weight", "exps", "right"}
-    flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-    constants = options | {"N_STEPS": 16, "BACK": True, "N_PROGRAMS": 132, "N_SUMMED": 64, "WIDTH_SUMMED": 64}
-    for kernel in (kernels.walk, kernels.add_up, kernels.send_back):
-        types = {"targets": "*i64", "n": "i32", "n_rows": "i32", "grad_step": "i32"} | dict.fromkeys(table_like, table)
-        signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
-        known = {name: value for name, value in constants.items() if name in signature}
-        divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name][0] == "*"}
-        source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
-        compiled = compiler.compile(source, target=backends.GPUTarget("cuda", 90, 32), options=flags)
-        assert compiled.metadata.shared < 227 << 10
 
 
 @on_card

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from livelm.learn.learner import Learner, Optimizer
+from livelm.learn.learner import Learner, Optimizer, check_batch
 from livelm.optim.grouped import Grouped
 from livelm.types import Batch, Scored, State, Update
 
@@ -64,11 +63,11 @@ class CapturedLearner(Learner):
         captured = self._captured_for(batch) if learns and batch.n_graded else None
         if captured is None:
             return super()._grade(batch, learns)
-        inputs, starts = self._inputs(batch)
-        nats = captured.score(inputs, starts, batch, self.lanes)
-        graded = torch.from_numpy(nats).double().view(batch.tokens.shape)
+        check_batch(batch, len(self._last), self._n_vocabulary)
+        captured.score(batch, (self._last, self._last_starts), self.lanes)
+        self._move(captured.lanes, batch)  # while the device works
+        graded = captured.nats()
         total = float(graded.sum())
-        self._move(captured.lanes, batch)
         if not math.isfinite(total):  # as in `Learner`: a broken prediction is graded as none
             graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
             self.lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
@@ -109,6 +108,8 @@ class CapturedLearner(Learner):
                 self._captured = _Captured(self, batch)
             return self._captured
         form = self._captured.lanes
+        if self.lanes is form:  # the usual case: nothing came between
+            return self._captured
         fits = all(tensor.shape == form[name].shape for name, tensor in self.lanes.items())
         return self._captured if fits else None
 
@@ -137,29 +138,42 @@ class _Captured:
         self._given[3] = 1
         self._there = self._given.to(device)
         self._found = torch.zeros(n_lanes * n_tokens + 1, pin_memory=pinned)
+        # the same memory for the host: a small copy by numpy costs a third of one by torch
+        self._written, self._nats = tuple(self._given.numpy()), self._found[:-1].view(n_lanes, n_tokens)
+        self._numbers = self._found.numpy()
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
         self._score = learner.capture(self._pass, N_WARM_UP)
         for name, tensor in learner.lanes.items():  # which the passes before the capture moved on
             self.lanes[name].copy_(tensor)
+        self._optimizer.practise()
         self._step = learner.capture(self._optimizer.step_now, 0)
         self._synchronize = torch.cuda.current_stream().synchronize if pinned else lambda: None
 
-    def score(self, inputs: Tensor, starts: Tensor, batch: Batch, lanes: State) -> np.ndarray:
-        """(B T,) nats of a batch from the state `lanes`, with the gradient found on the way."""
+    def score(self, batch: Batch, last: tuple[Tensor, Tensor], lanes: State) -> None:
+        """Begin to score a batch from the state `lanes`, and to find the gradient.
+
+        `last`: (B, 1) tokens before the batch, and whether they were starts.
+        """
         if lanes is not self.lanes:  # something else came between
             for name, tensor in lanes.items():
                 self.lanes[name].copy_(tensor)
-        for row, tensor in zip(self._given, (inputs, batch.tokens, starts, batch.graded), strict=True):
-            row.copy_(tensor)
+        inputs, targets, starts, graded = self._written
+        tokens, begins = batch.tokens.numpy(), batch.starts.numpy()
+        inputs[:, :1], inputs[:, 1:] = last[0].numpy(), tokens[:, :-1]
+        starts[:, :1], starts[:, 1:] = last[1].numpy(), begins[:, :-1]
+        targets[...], graded[...] = tokens, batch.graded.numpy()
         self._score()
+
+    def nats(self) -> Tensor:
+        """Wait for the score: (B, T) nats, float64."""
         self._synchronize()
-        return self._found[:-1].numpy()
+        return self._nats.double()
 
     @property
     def norm(self) -> float:
         """Length of the gradient that was found."""
-        return float(self._found[-1])
+        return float(self._numbers[-1])
 
     def step(self) -> None:
         """Learn by what was found."""

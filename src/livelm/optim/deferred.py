@@ -85,20 +85,6 @@ class DeferredAdagrad(Optimizer):
                     self._teach_named(table, parts, group)
 
     @torch.no_grad()
-    def warm_up(self) -> None:
-        """Load what `step_now` runs on CUDA for what backward left at the tables, and learn nothing.
-
-        To be done before `step_now` is captured: a capture forbids to load.
-        """
-        for group in self.param_groups:
-            for table in group["params"]:
-                if (parts := _parts_of(table)) is not None:
-                    state = self._state_of(table)
-                    for role, named, products in _roles(parts):
-                        if (kernels := _kernels(table, products)) is not None:
-                            kernels.load_for(*_arguments(table, state, role, named, products), group)
-
-    @torch.no_grad()
     def step_later(self) -> None:
         """Keep the rest of the products until it is time for a pass over the table."""
         for group in self.param_groups:

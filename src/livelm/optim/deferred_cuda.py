@@ -26,37 +26,6 @@ def teach_rows(
     has `lr` (a number, or a tensor without axes on the same device) and `eps`. The same sums in the same order each
     time, whatever the rows are.
     """
-    _launch(len(named[0]), table, master, total, named, product, settings)
-
-
-def load_for(
-    table: Tensor,
-    master: Tensor,
-    total: Tensor,
-    named: tuple[Tensor, Tensor],
-    product: tuple[Tensor, Tensor] | None,
-    settings: dict[str, Any],
-) -> None:
-    """Compile and load what `teach_rows` needs for such arguments, and do nothing: a capture forbids to load."""
-    _launch(0, table, master, total, named, product, settings)
-
-
-def try_out() -> None:
-    """Compile, load and launch on one row. Raises what triton raises on a machine on which it cannot."""
-    table, total = torch.ones(1, 1, device="cuda"), torch.zeros(1, device="cuda")
-    named = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.ones(1, 1, device="cuda")
-    teach_rows(table, table, total, named, None, {"lr": 0.0, "eps": 1.0})
-
-
-def _launch(
-    n_named: int,
-    table: Tensor,
-    master: Tensor,
-    total: Tensor,
-    named: tuple[Tensor, Tensor],
-    product: tuple[Tensor, Tensor] | None,
-    settings: dict[str, Any],
-) -> None:
     rows, values = (tensor.contiguous() for tensor in named)
     left, right = (values, values) if product is None else product
     n_columns = table.shape[1]
@@ -72,7 +41,7 @@ def _launch(
         table,
         settings["lr"],
         settings["eps"],
-        n_named,
+        len(rows),
         len(left),
         left.stride(0),
         left.stride(1),
@@ -85,6 +54,13 @@ def _launch(
         width=width,
         height=min(TILE // width, n_rows),
     )
+
+
+def try_out() -> None:
+    """Compile, load and launch on one row. Raises what triton raises on a machine on which it cannot."""
+    table, total = torch.ones(1, 1, device="cuda"), torch.zeros(1, device="cuda")
+    named = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.ones(1, 1, device="cuda")
+    teach_rows(table, table, total, named, None, {"lr": 0.0, "eps": 1.0})
 
 
 @triton.jit(do_not_specialize=["n_named", "n_left", "left_stride", "left_step"])

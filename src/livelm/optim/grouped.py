@@ -18,10 +18,6 @@ Kinds = dict[str, list[tuple[str, Any]]]
 class Deferring(Protocol):
     """An optimizer whose step has a part that is not the same each time."""
 
-    def warm_up(self) -> None:
-        """Load what `step_now` runs for the gradient at hand, and change nothing."""
-        ...
-
     def step_now(self) -> None:
         """The part that is."""
         ...
@@ -66,11 +62,6 @@ class Grouped:
         for part in self._deferring:
             part.step_now()
 
-    def warm_up(self) -> None:
-        """Load what `step_now` runs for the gradient at hand, and change nothing: a capture forbids to load."""
-        for part in self._deferring:
-            part.warm_up()
-
     def step_later(self) -> None:
         """What is left of the step: what only happens every few updates."""
         for part in self._deferring:
@@ -95,6 +86,15 @@ class Grouped:
             part.load_state_dict(saved)
         self._settle()
 
+    @torch.no_grad()
+    def practise(self) -> None:
+        """Take `step_now` and take it back: what captures it afterwards must not be the first to load a kernel."""
+        changed = [tensor for part in self.parts for tensor in _changed(part)]
+        kept = [tensor.clone() for tensor in changed]
+        self.step_now()
+        for tensor, before in zip(changed, kept, strict=True):
+            tensor.copy_(before)
+
     def has_state(self) -> bool:
         """Whether every parameter has the state that its first step makes."""
         return all(parameter in part.state for part in self.parts for parameter in _parameters(part))
@@ -112,6 +112,13 @@ def group(kinds: Kinds, kind: str, rate: float, **options: Any) -> list[dict[str
 
 def _parameters(part: Optimizer) -> Iterator[Any]:
     return (parameter for settings in part.param_groups for parameter in settings["params"])
+
+
+def _changed(part: Optimizer) -> Iterator[Tensor]:
+    """All that a step writes to."""
+    yield from _parameters(part)
+    for held in part.state.values():
+        yield from (value for value in held.values() if isinstance(value, Tensor))
 
 
 def _n_bytes(value: Any) -> int:

@@ -139,7 +139,7 @@ class _Attend(torch.autograd.Function):
         n_rows, n_channels = x.shape[1:]
         n_padded = _sizes(n_rows, n_channels)["ROWS"]
         heads = {"D_HEAD": c.d_head, "D_KEY": c.d_key}
-        n_pieces = c.context // kernels.KEYS_AT_ONCE.value + 1
+        n_pieces: int = c.context // kernels.KEYS_AT_ONCE.value + 1
         d_out, d_found = _back_through(out, found, dy, None, c.d_head)
         d_queries = x.new_empty(n_pieces, n_rows, c.n_heads, c.d_key)
         d_keys, d_values = x.new_empty(n_rows, c.n_heads, c.d_key), x.new_empty(n_rows, c.n_heads, c.d_head)
@@ -210,7 +210,8 @@ class _Widen(torch.autograd.Function):
 def _back_through(weight: Tensor, h: Tensor, dy: Tensor, d_shift: Tensor | None, n_units: int) -> tuple[Tensor, Tensor]:
     """Of y = h weight' + shift: the gradient of weight (and shift), and parts that add up to that of h."""
     n_channels, n_inner = weight.shape
-    n_rows, n_pieces = dy.shape[1], triton.cdiv(n_channels, kernels.INNER_AT_ONCE.value)
+    n_rows: int = dy.shape[1]
+    n_pieces = -(-n_channels // kernels.INNER_AT_ONCE.value)
     d_weight, d_h = torch.empty_like(weight), h.new_empty(n_pieces, n_rows, n_inner)
     kernels.back_through[(n_inner // n_units, n_pieces)](
         *(weight, h, dy, d_weight, d_shift, d_h, n_rows, n_inner, n_channels),

@@ -1,0 +1,65 @@
+"""Compile the kernels for CUDA as a Hopper card would, which takes Triton and no card: `python -m` this.
+
+Prints a JSON object: shared memory of each, in bytes. The sizes are the wire-speed recipe's.
+"""
+
+import json
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from livelm.models.ops import few_tokens_kernels as few
+from livelm.models.ops import softmax_walk_cuda
+from livelm.optim import deferred_cuda
+
+SIZES = {"n_channels": 256, "ROWS": 32, "CHANNELS": 256, "D_HEAD": 32, "D_KEY": 32, "CONTEXT": 512, "eps": 1e-5}
+SIZES |= {"qk_eps": 1e-6, "N_INNER": 1024, "UNITS": 32, "ACTIVATION": 1, "N_PARTS": 4, "N_PIECES": 9, "PIECES": 16}
+SIZES |= {"PARTS": 32}
+OPTIONAL = ("shift", "bias", "compress", "d_compress", "d_shift", "d_up_bias", "second", "second_sum")
+"""Arguments of `few_tokens_kernels` that may be None."""
+WALK = {"N_STEPS": 16, "BACK": True, "N_PROGRAMS": 132, "N_SUMMED": 64, "WIDTH_SUMMED": 64}
+TEACH = {"n_columns": 256, "has_product": True, "has_master": True, "is_tensor": True}
+TEACH |= {"n_rows": 32, "n_factors": 32, "width": 256, "height": 16}
+KINDS = {"targets": "*i64", "rows": "*i64"}
+NUMBERS = ("n_rows", "n_heads", "n_hidden", "n_inner", "n_parts", "n_first", "n_second", "first_size", "second_size")
+NUMBERS += ("n", "grad_step", "n_named", "n_left", "left_stride", "left_step")
+
+
+def shared_bytes(kernel: Any, constants: dict[str, Any], kinds: dict[str, str], **options: int) -> int:
+    """Compile one; `kinds` are types of arguments that are not pointers to float32."""
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in names}
+    divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
+    known = {name: value for name, value in constants.items() if name in signature}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
+def main() -> None:
+    """Compile all of them."""
+    found = {}
+    plain = KINDS | dict.fromkeys(NUMBERS, "i32")
+    for name in ("project", "attend", "join", "add", "widen", "norm"):
+        for kernel_name in (f"{name}_forward", f"{name}_backward"):
+            if (kernel := getattr(few, kernel_name, None)) is not None:
+                found[kernel_name] = shared_bytes(kernel, SIZES, plain)
+                if name in ("project", "add", "widen", "norm"):
+                    found[f"{kernel_name} without"] = shared_bytes(kernel, SIZES | dict.fromkeys(OPTIONAL), plain)
+    for name in ("back_through", "add_up"):
+        found[name] = shared_bytes(getattr(few, name), SIZES, plain)
+        found[f"{name} without"] = shared_bytes(getattr(few, name), SIZES | dict.fromkeys(OPTIONAL), plain)
+    for dtype, kind in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
+        options = softmax_walk_cuda.walk_options(torch.empty(1000, 256, dtype=dtype))
+        flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+        kinds = plain | dict.fromkeys(("weight", "exps", "right"), kind)
+        for name, kernel in vars(softmax_walk_cuda._kernels()).items():
+            found[f"{name} {kind}"] = shared_bytes(kernel, options | WALK, kinds, **flags)
+        kinds = plain | dict.fromkeys(("left", "right", "table"), kind) | {"eps": "fp32"}
+        found[f"teach {kind}"] = shared_bytes(deferred_cuda._teach, TEACH, kinds)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What is written for a card compiles for one, on a machine without: types, and the memory that a program shares."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
+
+
+@pytest.mark.timeout(240)
+def test_every_kernel_compiles_for_hopper() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.numerics.compile_kernels"]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) > 20
+    assert max(found.values()) <= 227 << 10  # what a program on Hopper can have
