@@ -144,10 +144,11 @@ class _Captured:
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
         self._score = learner.capture(self._pass, N_WARM_UP)
-        for name, tensor in learner.lanes.items():  # which the passes before the capture moved on
-            self.lanes[name].copy_(tensor)
+        self._score()  # a capture computes nothing, and the step reads which rows there are
         self._optimizer.practise()
         self._step = learner.capture(self._optimizer.step_now, 0)
+        for name, tensor in learner.lanes.items():  # which all these passes moved on
+            self.lanes[name].copy_(tensor)
         self._synchronize = torch.cuda.current_stream().synchronize if pinned else lambda: None
 
     def score(self, batch: Batch, last: tuple[Tensor, Tensor], lanes: State) -> None:
