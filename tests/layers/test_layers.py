@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "livelm"
 FLOORS = [
-    {"types", "errors", "registry"},
+    {"types", "errors", "registry", "kernels"},
     {"config"},
     {"sources", "tokenize", "models", "memory", "optim"},
     {"feed", "learn"},

@@ -1,8 +1,6 @@
-"""The kernel for named rows does what torch does: on a CUDA device if there is one, and in triton's interpreter."""
+"""The kernel for named rows does what torch does: on a CUDA device if there is one, else in Triton's interpreter."""
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,20 +18,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 V = 53
 
 pytest.importorskip("triton", reason="triton is not installed, so nothing here runs")
-runs_kernels = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs a CUDA device, or TRITON_INTERPRET=1"
-)
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
-def test_everything_here_holds_in_the_interpreter() -> None:
-    """In a process of its own, in which triton was not imported before."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
 
 
 @dataclass
@@ -102,7 +87,6 @@ def assert_same(table: Tensor, state: dict[str, Any], twin: Tensor, its: dict[st
         assert torch.equal(state["master"].to(table.dtype), table)
 
 
-@runs_kernels
 @both_types
 @pytest.mark.parametrize("rate", ["number", "tensor"])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 24), (32, 64), (33, 256), (130, 16), (7, 1024)])
@@ -122,7 +106,6 @@ def test_it_does_what_torch_does(n: int, d: int, rate: str, dtype: torch.dtype) 
             assert torch.equal(right.cpu(), its_right)
 
 
-@runs_kernels
 def test_factors_may_lie_any_way_round() -> None:
     results = []
     for turn in (lambda x: x, lambda x: x.T.contiguous().T):
@@ -135,7 +118,6 @@ def test_factors_may_lie_any_way_round() -> None:
         assert torch.equal(one, other)
 
 
-@runs_kernels
 def test_rows_without_a_gradient_stay() -> None:
     table, parts = make_table(24, torch.float32).to(DEVICE), moved(make_parts(9, 24, torch.float32, 0))
     kept = table.clone()
@@ -145,7 +127,6 @@ def test_rows_without_a_gradient_stay() -> None:
     assert torch.equal(table, kept)
 
 
-@runs_kernels
 @both_types
 @pytest.mark.parametrize("n_products", [1, 2])
 def test_the_optimizer_learns_the_same(n_products: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +168,6 @@ def test_factors_are_kept_one_after_another_where_there_is_room(sizes: list[int]
     assert torch.equal(deferred._stacked(resumed), torch.cat([*pieces[:2], pieces[0]]))
 
 
-@runs_kernels
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 @both_types
 def test_a_captured_step_is_a_plain_one(dtype: torch.dtype) -> None:
@@ -196,6 +176,7 @@ def test_a_captured_step_is_a_plain_one(dtype: torch.dtype) -> None:
     plain, captured = (DeferredAdagrad([{"params": [table], "lr": lr}], every=99) for table in tables)
     held = moved(make_parts(9, 24, dtype, 0))
     tables[1].gradient_parts = held  # type: ignore[attr-defined]
+    captured._state_of(tables[1])  # what the first step makes is not taken back
     Grouped([captured]).practise()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,14 +1,7 @@
-"""The walk in Triton equals the softmax in float64: on a CUDA device, or else on the CPU under Triton's interpreter.
-
-The interpreter must be asked for before Triton is imported, which other tests may have done: it has a process.
-"""
+"""The walk in Triton equals the softmax in float64: on a CUDA device, or else on the CPU under Triton's interpreter."""
 
 import os
-import subprocess
-import sys
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,33 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livelm.models.ops import softmax_walk_cuda, token_table
-from livelm.models.ops.softmax_walk_cuda import CLAMP, grade_on_cuda
-from livelm.models.ops.token_table import TokenTable, _WalkedOnCuda, _way_through, gradient_parts
+from livelm.kernels import kernels
+from livelm.models.ops import token_table
+from livelm.models.ops.token_table import TokenTable, _way_through, gradient_parts
+
+pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
+from livelm.models.ops import softmax_walk_cuda
+from livelm.models.ops.softmax_walk_cuda import CLAMP, WalkedNats, grade_on_cuda
 
 CARD = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CARD and not INTERPRETED else "cpu"
-runs = pytest.mark.skipif(not CARD and not INTERPRETED, reason="runs in `test_all_of_this_under_the_interpreter`")
 on_card = pytest.mark.skipif(not CARD or INTERPRETED, reason="needs a CUDA device")
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 Found = dict[str, Tensor]
-
-
-@pytest.mark.skipif(CARD or INTERPRETED, reason="they run here")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA only")
-def test_all_of_this_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +65,7 @@ def example(n: int, v: int, d: int, dtype: torch.dtype, *, std: float = 0.3) -> 
 def walk(h: Tensor, weight: Tensor, targets: Tensor) -> Found:
     """Scores and gradients, tokens weighted unevenly."""
     table, h = nn.Parameter(weight.clone()), h.clone().requires_grad_()
-    nats: Tensor = _WalkedOnCuda.apply(h, table, targets)  # type: ignore[assignment]
+    nats: Tensor = WalkedNats.apply(h, table, targets)  # type: ignore[assignment]
     (nats * uneven(nats)).sum().backward()
     assert h.grad is not None
     assert table.grad is None
@@ -118,7 +98,6 @@ def assert_near(found: Found, true: Found, dtype: torch.dtype) -> None:
         assert (found[name] - plain).abs().max() <= limit * max(1e-3, plain.abs().max().item()), name
 
 
-@runs
 @both_types
 @pytest.mark.parametrize(
     ("n", "v", "d"),
@@ -140,7 +119,6 @@ def test_scores_and_gradients_equal_the_truth(n: int, v: int, d: int, dtype: tor
     assert_near(walk(*given), truth(*given), dtype)
 
 
-@runs
 @both_types
 @pytest.mark.parametrize("n_programs", [1, 3, 16, 40])
 def test_any_number_of_programs_finds_the_same(
@@ -154,7 +132,6 @@ def test_any_number_of_programs_finds_the_same(
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-@runs
 @both_types
 def test_sums_are_of_what_exponentials_were_rounded_to(dtype: torch.dtype) -> None:
     h, weight, targets = example(32, 1031, 64, dtype)
@@ -169,7 +146,6 @@ def test_sums_are_of_what_exponentials_were_rounded_to(dtype: torch.dtype) -> No
     torch.testing.assert_close(exps, (h.double() @ weight.double().T - shift).exp(), rtol=rounding, atol=0)
 
 
-@runs
 @both_types
 def test_a_target_far_below_the_best_stays_finite(dtype: torch.dtype) -> None:
     h, weight, targets = example(5, 301, 64, dtype, std=0.01)
@@ -181,14 +157,12 @@ def test_a_target_far_below_the_best_stays_finite(dtype: torch.dtype) -> None:
     assert all(value.isfinite().all() for value in found.values())
 
 
-@runs
 @both_types
 def test_extreme_scores_stay_finite(dtype: torch.dtype) -> None:
     h, weight, targets = example(33, 1000, 64, dtype, std=30.0)
     assert all(value.isfinite().all() for value in walk(h * 100, weight, targets).values())
 
 
-@runs
 @both_types
 def test_states_that_are_not_numbers_are_scored_as_such(dtype: torch.dtype) -> None:
     h, weight, targets = example(7, 301, 64, dtype)
@@ -199,7 +173,6 @@ def test_states_that_are_not_numbers_are_scored_as_such(dtype: torch.dtype) -> N
         assert value.isfinite().tolist() == [i != 3 for i in range(7)]
 
 
-@runs
 @both_types
 def test_no_uninitialised_memory_is_read(dtype: torch.dtype) -> None:
     given = example(33, 1031, 48, dtype)
@@ -213,12 +186,11 @@ def test_no_uninitialised_memory_is_read(dtype: torch.dtype) -> None:
     assert all(torch.equal(plain[name], filled[name]) for name in plain)
 
 
-@runs
 @both_types
 def test_a_walk_without_the_way_back_grades_the_same(dtype: torch.dtype) -> None:
     h, weight, targets = example(33, 1000, 64, dtype)
     table = nn.Parameter(weight)
-    nats: Tensor = _WalkedOnCuda.apply(h, table, targets)  # type: ignore[assignment]
+    nats: Tensor = WalkedNats.apply(h, table, targets)  # type: ignore[assignment]
     nats.sum().backward()  # whose gradient is one number for all
     torch.testing.assert_close(nats, grade_on_cuda(h, weight, targets, back=True).nats)
     probabilities = (h.double() @ weight.double().T).softmax(dim=1)
@@ -232,9 +204,11 @@ def test_a_walk_without_the_way_back_grades_the_same(dtype: torch.dtype) -> None
 def test_a_large_table_on_a_card_is_walked(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_table, "WALKED", 0)
     table = TokenTable(1031, 64, std=0.3, dtype=dtype).to(DEVICE)
-    assert _way_through(table.weight) is _WalkedOnCuda
     h, _, targets = example(150, 1031, 64, dtype)
-    nats = table.nats(h, targets)
+    assert _way_through(table.weight) is not WalkedNats
+    with kernels(True):
+        assert _way_through(table.weight) is WalkedNats
+        nats = table.nats(h, targets)
     assert_near({"nats": nats}, {"nats": truth(h, table.weight.detach(), targets)["nats"]}, dtype)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from livelm.config import LearnSettings
 from livelm.learn import CapturedLearner, Learner
-from livelm.learn.captured import Work
+from livelm.kernels import kernels, kernels_of
+from livelm.learn.captured import Work, same
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
 from livelm.optim.deferred import _take_rows, _take_rows_on_cuda
@@ -164,3 +165,42 @@ def test_ngram_rows_learn_the_same_without_coalescing() -> None:
             state.setdefault("sum", torch.zeros(7, 3))
             optimizers[1]._step_rows(tables[1], state["sum"], tables[1].grad, optimizers[1].param_groups[0])  # type: ignore[arg-type]
         torch.testing.assert_close(tables[1], tables[0])
+
+
+def by_kernels(found: float, message: str = "") -> Any:
+    """Work that finds 1 and 2 without kernels, and something else with them."""
+
+    def work() -> list[list[Tensor]]:
+        if kernels_of("math") is None:
+            return [[torch.tensor([1.0]), torch.tensor([2.0])]]
+        if message:
+            raise RuntimeError(message)
+        return [[torch.tensor([1.0]), torch.tensor([found])]]
+
+    return work
+
+
+def test_kernels_that_agree_with_torch_are_used() -> None:
+    assert same(by_kernels(2.01), "scoring")
+
+
+@pytest.mark.parametrize("found", [2.5, math.nan, math.inf])
+def test_kernels_that_err_on_this_card_are_not_used_and_a_warning_says_so(found: float) -> None:
+    with pytest.warns(UserWarning, match="kernels for scoring err here"):
+        assert not same(by_kernels(found), "scoring")
+
+
+def test_kernels_that_do_not_compile_are_not_used_and_a_warning_says_so() -> None:
+    with pytest.warns(UserWarning, match="kernels for the step do not work here.*no compiler"):
+        assert not same(by_kernels(2.0, "no compiler"), "the step")
+
+
+def test_kernels_are_used_where_that_was_asked_for_and_nowhere_else() -> None:
+    assert kernels_of("math") is None
+    with kernels(True):
+        assert kernels_of("math") is math
+        assert kernels_of("no.such.module") is None
+        with kernels(False):
+            assert kernels_of("math") is None
+        assert kernels_of("math") is math
+    assert kernels_of("math") is None

@@ -7,12 +7,14 @@ the first, `update` the second, so that the contract stays what it is: graded fi
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from livelm.kernels import kernels
 from livelm.learn.learner import Learner, Optimizer, check_batch
 from livelm.optim.grouped import Grouped
 from livelm.types import Batch, Scored, State, Update
@@ -22,6 +24,8 @@ Work = Callable[[], None]
 Capture = Callable[[Work, int], Work]
 """From some work, and how often to do it first, to what repeats it."""
 
+TOLERANCE = 0.05
+"""How far kernels may be from torch, relative to the length of what both compute: rounding of bfloat16 and no more."""
 N_WARM_UP = 2
 """Times that scoring is done before it is captured: libraries make their handles and workspaces at first use."""
 
@@ -143,13 +147,33 @@ class _Captured:
         self._numbers = self._found.numpy()
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
-        self._score = learner.capture(self._pass, N_WARM_UP)
-        self._score()  # a capture computes nothing, and the step reads which rows there are
-        self._optimizer.practise()
-        self._step = learner.capture(self._optimizer.step_now, 0)
-        for name, tensor in learner.lanes.items():  # which all these passes moved on
-            self.lanes[name].copy_(tensor)
+        self._begin = learner.lanes
+        with kernels(pinned and same(self._passed, "scoring")):
+            self._score = learner.capture(self._pass, N_WARM_UP)
+        with kernels(pinned and same(self._stepped, "the step")):
+            self._stepped()  # what is captured must not be the first to load a kernel
+            self._step = learner.capture(self._optimizer.step_now, 0)
+        self._restart()
+        self._begin = {}
         self._synchronize = torch.cuda.current_stream().synchronize if pinned else lambda: None
+
+    def _restart(self) -> None:
+        """Go back to where the first batch begins."""
+        for name, tensor in self._begin.items():
+            self.lanes[name].copy_(tensor)
+
+    def _passed(self) -> list[list[Tensor]]:
+        """What a pass finds: nats; gradients."""
+        self._restart()
+        self._pass()
+        dense = [p.grad.clone() for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
+        return [[self._found[:-1].to(self._there.device)], dense]
+
+    def _stepped(self) -> list[list[Tensor]]:
+        """What a step after a replayed pass would add to all that it changes."""
+        self._restart()
+        self._score()
+        return [self._optimizer.practise()]
 
     def score(self, batch: Batch, last: tuple[Tensor, Tensor], lanes: State) -> None:
         """Begin to score a batch from the state `lanes`, and to find the gradient.
@@ -199,6 +223,31 @@ class _Captured:
         self._parts = [(parts, (parts.products, parts.rows, parts.reads)) for parts in factored]
         _copy(self.lanes, after)
         self._found.copy_(torch.cat([nats.detach().flatten(), norm[None]]), non_blocking=True)
+
+
+def same(work: Callable[[], list[list[Tensor]]], name: str) -> bool:
+    """Whether some work comes to the same with kernels as without, but for rounding; if not, a warning says so."""
+    with kernels(False):
+        plain = work()
+    try:
+        with kernels(True):
+            fast = work()
+        apart = [_apart(*pair) for pair in zip(fast, plain, strict=True)]
+    except Exception as error:  # whatever a compiler may say: there is another way
+        warnings.warn(f"kernels for {name} do not work here, it takes longer without them: {error}", stacklevel=2)
+        return False
+    if not all(part < TOLERANCE for part in apart):  # NaN is not
+        found = ", ".join(f"{part:.2g}" for part in apart)
+        warnings.warn(f"kernels for {name} err here ({found} of the length), it takes longer without", stacklevel=2)
+        return False
+    return True
+
+
+def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Length of the difference of all tensors together, relative to theirs."""
+    apart = sum(float((a - b).double().square().sum()) for a, b in zip(found, wanted, strict=True))
+    length = sum(float(b.double().square().sum()) for b in wanted)
+    return (apart / length) ** 0.5 if length else apart
 
 
 def cuda_graph(work: Work, n_warm_up: int) -> Work:

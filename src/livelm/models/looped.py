@@ -202,7 +202,6 @@ class Looped(nn.Module):
     """Next-token predictor whose middle blocks run in loops, with sliding-window attention over a stream."""
 
     Config: ClassVar[type[LoopedConfig]] = LoopedConfig
-    capturable: ClassVar[bool] = True
 
     def __init__(self, config: LoopedConfig, n_vocabulary: int) -> None:
         super().__init__()

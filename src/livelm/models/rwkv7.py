@@ -213,7 +213,6 @@ class RWKV7(nn.Module):
     """Next-token predictor with a state of fixed size, however long the stream."""
 
     Config: ClassVar[type[RWKV7Config]] = RWKV7Config
-    capturable: ClassVar[bool] = True
     context_reach: int | None = None
 
     def __init__(self, config: RWKV7Config, n_vocabulary: int) -> None:

@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Device, Settings
+from livelm.kernels import kernels_of
 from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
-from livelm.models.ops.native import few_tokens, multiplies_bfloat16, table_type
+from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.token_table import TokenTable
 from livelm.models.settings import HeadScale, Positive
@@ -188,7 +189,7 @@ class Block(nn.Module):
         self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, angles: Rotation
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The stream after the block, and all keys and values; where few tokens go faster another way, the newest C."""
-        if x.is_cuda and (few := few_tokens()) is not None and few.fits(self, x, keys):
+        if x.is_cuda and (few := kernels_of("livelm.models.ops.few_tokens")) is not None and few.fits(self, x, keys):
             return few.block(self, x, keys, values, bias, angles)
         return self.by_torch(x, keys, values, bias, angles)
 

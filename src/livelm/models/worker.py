@@ -171,7 +171,6 @@ class Worker(nn.Module):
     """Next-token predictor in which every stride-th token of a document does the heavy work."""
 
     Config: ClassVar[type[WorkerConfig]] = WorkerConfig
-    capturable: ClassVar[bool] = True
 
     def __init__(self, config: WorkerConfig, n_vocabulary: int) -> None:
         super().__init__()

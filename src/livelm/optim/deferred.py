@@ -1,10 +1,6 @@
 """Adagrad for a large token table: rows just read or predicted learn at once, all others every few updates."""
 
-import warnings
 from collections.abc import Iterator
-from functools import cache
-from importlib import import_module
-from subprocess import CalledProcessError
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from livelm.errors import ContractError
+from livelm.kernels import kernels_of
 from livelm.optim.rows import sum_by_row
 
 ROWS_AT_ONCE = 4096
@@ -164,19 +161,7 @@ def _kernels(table: Tensor, products: Named) -> Any:
     """The kernels for such a table (`deferred_cuda`); None where it is taught in torch."""
     if not table.is_cuda or len(products) > 1 or table.shape[1] > WIDEST or not table.is_contiguous():
         return None
-    return _loaded_kernels()
-
-
-@cache
-def _loaded_kernels() -> Any:
-    """The kernels, or None on a machine without triton, or without the C compiler by which it launches them."""
-    try:
-        kernels = import_module("livelm.optim.deferred_cuda")
-        kernels.try_out()
-    except (ImportError, OSError, RuntimeError, CalledProcessError) as error:
-        warnings.warn(f"triton does not work here, so updates of token tables take longer: {error}", stacklevel=2)
-        return None
-    return kernels
+    return kernels_of("livelm.optim.deferred_cuda")
 
 
 def _arguments(table: Tensor, state: dict[str, Any], role: str, named: Named, products: Named) -> tuple[Any, ...]:

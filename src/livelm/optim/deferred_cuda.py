@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA; `deferred` minds its absence
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
@@ -54,13 +53,6 @@ def teach_rows(
         width=width,
         height=min(TILE // width, n_rows),
     )
-
-
-def try_out() -> None:
-    """Compile, load and launch on one row. Raises what triton raises on a machine on which it cannot."""
-    table, total = torch.ones(1, 1, device="cuda"), torch.zeros(1, device="cuda")
-    named = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.ones(1, 1, device="cuda")
-    teach_rows(table, table, total, named, None, {"lr": 0.0, "eps": 1.0})
 
 
 @triton.jit(do_not_specialize=["n_named", "n_left", "left_stride", "left_step"])

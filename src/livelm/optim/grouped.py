@@ -87,13 +87,15 @@ class Grouped:
         self._settle()
 
     @torch.no_grad()
-    def practise(self) -> None:
-        """Take `step_now` and take it back: what captures it afterwards must not be the first to load a kernel."""
+    def practise(self) -> list[Tensor]:
+        """Take `step_now` and take it back; what it added to each tensor that it writes to."""
         changed = [tensor for part in self.parts for tensor in _changed(part)]
         kept = [tensor.clone() for tensor in changed]
         self.step_now()
+        added = [tensor.float() - before for tensor, before in zip(changed, kept, strict=True)]
         for tensor, before in zip(changed, kept, strict=True):
             tensor.copy_(before)
+        return added
 
     def has_state(self) -> bool:
         """Whether every parameter has the state that its first step makes."""

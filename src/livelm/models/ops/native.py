@@ -1,9 +1,7 @@
-"""What the processor multiplies natively, and what is there to compile for a card."""
+"""What the processor multiplies natively."""
 
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,12 +29,3 @@ def table_type(device: Device = "cpu") -> torch.dtype:
     """What a large table should be stored and multiplied in here: bfloat16 where it is native, else float32."""
     native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else multiplies_bfloat16()
     return torch.bfloat16 if native else torch.float32
-
-
-@cache
-def few_tokens() -> Any | None:
-    """The module `few_tokens`; None without Triton, which comes with torch's builds for CUDA."""
-    try:
-        return import_module("livelm.models.ops.few_tokens")
-    except ImportError:
-        return None

@@ -3,21 +3,22 @@
 A launch in a CUDA graph costs 1.5 to 2 microseconds and the walk itself some thirty, so what surrounds it is folded in:
 each program of the walk finds the scores of the targets for itself, and adding up what the programs found gives the
 nats. No number decides on the host what runs, and every sum is taken in one order: the same input gives the same bits.
-
-The kernels are plain functions until a table is walked, because importing Triton costs a second that a run on the CPU
-need not wait for, and where torch came without CUDA there is no Triton.
 """
-
-from __future__ import annotations  # Triton is not there yet when the kernels' annotations are read
 
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from livelm.models.ops.token_table import gradient_parts
+
+jit: Any = triton.jit
+"""What it makes is launched as kernel[grid](...), which types do not know."""
 
 CLAMP = 75.0
 """Exponent above which scores are taken for equal: e^75 summed over a vocabulary still fits into float32."""
@@ -44,8 +45,30 @@ class Graded:
     """exps W, if asked for."""
 
 
+class WalkedNats(torch.autograd.Function):
+    """What `token_table` does with a walk, in kernels: two launches forward, one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: nn.Parameter, targets: Tensor) -> Tensor:
+        """(N,) nats of the targets, from (N, D) hidden states and the (V, D) table."""
+        graded = grade_on_cuda(h, weight, targets, back=ctx.needs_input_grad[0])
+        ctx.save_for_backward(h, weight, targets, graded.exps, graded.total, graded.back)
+        ctx.parts = gradient_parts(weight)
+        return graded.nats
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        """The gradient of the states; the table's stays in its parts."""
+        h, weight, targets, exps, total, back = ctx.saved_tensors
+        dh, right, values = gradients_on_cuda(h, weight, targets, (total, back), grads[0])
+        if ctx.needs_input_grad[1]:
+            ctx.parts.products.append((exps, right))
+            ctx.parts.rows.append((targets, values))
+        return dh, None, None
+
+
 def walkable_on_cuda(weight: Float[Tensor, "V D"]) -> bool:
-    """Whether Triton is here, and the table has a type, a place and a width that the kernels were written for."""
+    """Whether the table has a type, a place and a width that the kernels were written for."""
     if not weight.is_cuda or weight.dtype not in (torch.bfloat16, torch.float32):
         return False
     if weight.shape[1] > WIDEST or weight.numel() >= 1 << 31:  # offsets are 32 bits
@@ -54,7 +77,7 @@ def walkable_on_cuda(weight: Float[Tensor, "V D"]) -> bool:
     block = ROWS * _width(weight.shape[1]) * weight.element_size()
     # two blocks and the states are 144 KiB at most: more than cards for games have
     there = getattr(card, "shared_memory_per_multiprocessor", 164 << 10)  # of an A100, where torch does not say
-    return card.major >= 8 and there >= block * 5 // 2 and _kernels() is not None
+    return card.major >= 8 and there >= block * 5 // 2
 
 
 def grade_on_cuda(
@@ -65,7 +88,7 @@ def grade_on_cuda(
     h is rounded to the type of the table, sums are float32. A target whose score lies more than `CLAMP` below the best
     is graded as about that far below: all that is known of it is that the model was that wrong.
     """
-    h, targets, kernels = h.contiguous(), targets.contiguous(), _kernels()
+    h, targets = h.contiguous(), targets.contiguous()
     n, n_rows, d = len(h), *weight.shape
     n_slices = max(1, -(-n // STATES))
     n_programs = max(1, n_multiprocessors(weight.device) // n_slices)
@@ -76,10 +99,10 @@ def grade_on_cuda(
     backs = torch.empty(n_programs if back else 0, n, d, device=h.device)
     summed = torch.empty(n if back else 0, d, device=h.device)
     with torch.cuda.device_of(weight):
-        kernels.walk[(n_slices, n_programs)](
+        _walk[(n_slices, n_programs)](
             h, weight, targets, exps, totals, backs, n, n_rows, N_STEPS=n_steps, BACK=back, **walk_options(weight)
         )
-        kernels.add_up[(n, -(-d // _WIDTH_SUMMED) if back else 1)](
+        _add_up[(n, -(-d // _WIDTH_SUMMED) if back else 1)](
             exps, totals, backs, targets, nats, total, summed, n, n_rows,
             D=d, BACK=back, N_PROGRAMS=n_programs, N_SUMMED=_N_SUMMED, WIDTH_SUMMED=_WIDTH_SUMMED,
         )  # fmt: skip
@@ -102,7 +125,7 @@ def gradients_on_cuda(
     right = torch.empty(h.shape, dtype=weight.dtype, device=h.device)
     dh = torch.empty(h.shape, device=h.device) if back is not None else None
     with torch.cuda.device_of(weight):
-        _kernels().send_back[(len(h),)](
+        _send_back[(len(h),)](
             h, weight, targets, total, values if back is None else back, grad, grad.stride(0),
             values if dh is None else dh, right, values,
             D=h.shape[1], WIDTH=_width(h.shape[1]), BACK=back is not None,
@@ -132,24 +155,12 @@ def _width(d: int) -> int:
     return max(16, 1 << (d - 1).bit_length())
 
 
-@cache
-def _kernels() -> Any:
-    """The kernels, to be compiled for each type and size they are called with; None where Triton is not installed."""
-    global tl
-    try:
-        import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA only
-        import triton.language as tl  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    jit: Any = triton.jit
-    return SimpleNamespace(walk=jit(_walk), add_up=jit(_add_up), send_back=jit(_send_back))
-
-
+@jit
 def _walk(
     h, weight, targets, exps, totals, backs, n, n_rows,
     D: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr, ROWS: tl.constexpr, N_STEPS: tl.constexpr,
     CLAMP: tl.constexpr, BACK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Walk one program's share of the rows for one slice of the states.
 
     The states are columns here: a warp group multiplies no fewer than 64 rows, and there are 32 states.
@@ -184,10 +195,11 @@ def _walk(
         tl.store(backs + (program * n + states[None, :]) * D + columns[:, None], back, mask=mask)
 
 
+@jit
 def _add_up(
     exps, totals, backs, targets, nats, total, summed, n, n_rows,
     D: tl.constexpr, N_PROGRAMS: tl.constexpr, N_SUMMED: tl.constexpr, WIDTH_SUMMED: tl.constexpr, BACK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Add what the programs of a walk found, for one state and some columns; the first columns' program grades."""
     state = tl.program_id(0)
     if BACK:
@@ -210,10 +222,11 @@ def _add_up(
         tl.store(nats + state, tl.log(whole))
 
 
+@jit
 def _send_back(
     h, weight, targets, total, back, grad, grad_step, dh, right, values,
     D: tl.constexpr, WIDTH: tl.constexpr, BACK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Make all gradients of one state."""
     state = tl.program_id(0)
     columns = tl.arange(0, WIDTH)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from livelm.kernels import kernels_of
 from livelm.models.ops.softmax_walk import softmax_walk, walkable
-from livelm.models.ops.softmax_walk_cuda import grade_on_cuda, gradients_on_cuda, walkable_on_cuda
 
 N_AT_ONCE = 128
 """Tokens per pass over the table: bounds what scoring a long text holds to this many rows of logits."""
@@ -179,32 +179,13 @@ class _WalkedNats(torch.autograd.Function):
         return back * share - weight[targets].float() * grad if back is not None else None, None, None
 
 
-class _WalkedOnCuda(torch.autograd.Function):
-    """The same in kernels for CUDA: two launches forward, one backward."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: nn.Parameter, targets: Tensor) -> Tensor:
-        graded = grade_on_cuda(h, weight, targets, back=ctx.needs_input_grad[0])
-        ctx.save_for_backward(h, weight, targets, graded.exps, graded.total, graded.back)
-        ctx.parts = gradient_parts(weight)
-        return graded.nats
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        h, weight, targets, exps, total, back = ctx.saved_tensors
-        dh, right, values = gradients_on_cuda(h, weight, targets, (total, back), grads[0])
-        if ctx.needs_input_grad[1]:
-            ctx.parts.products.append((exps, right))
-            ctx.parts.rows.append((targets, values))
-        return dh, None, None
-
-
 def _way_through(weight: Float[Tensor, "V D"]) -> type[torch.autograd.Function]:
     """The fastest way through a table of this type, place and size."""
     if weight.numel() < WALKED:
         return _Nats
     if weight.is_cuda:
-        return _WalkedOnCuda if walkable_on_cuda(weight) else _Nats
+        walk = kernels_of("livelm.models.ops.softmax_walk_cuda")
+        return _Nats if walk is None or not walk.walkable_on_cuda(weight) else walk.WalkedNats
     return _WalkedNats if walkable(weight) else _Nats
 
 
