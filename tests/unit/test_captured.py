@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from livelm.config import LearnSettings
-from livelm.learn import CapturedLearner, Learner
 from livelm.kernels import kernels, kernels_of
+from livelm.learn import CapturedLearner, Learner
 from livelm.learn.captured import Work, same
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
