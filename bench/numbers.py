@@ -19,6 +19,7 @@ def section(folder: Path) -> str:
     """One record as Markdown."""
     record = json.loads((folder / "record.json").read_text("utf-8"))
     machine, versions = record["machine"], record["versions"]
+    card = f", {machine['cuda']}" if "cuda" in machine else ""
     figures = record["figures"]
     nested = [{"of": name, **value} for name, value in figures.items() if isinstance(value, dict)]
     lines = [f"## {record['question']}"]
@@ -30,7 +31,7 @@ def section(folder: Path) -> str:
     lines += ["", *[f"- {note}" for note in record.get("notes", [])]]
     lines += [
         "",
-        f"`{record['command']}` · {record['date']} · {machine['processor']}, {machine['cores']} cores · "
+        f"`{record['command']}` · {record['date']} · {machine['processor']}, {machine['cores']} cores{card} · "
         f"torch {versions['torch']} · commit {record['commit']} · [record](../bench/records/{folder.name})",
     ]
     return "\n".join(lines)
