@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import zstandard
 from tests.conftest import TINY, Command, Said
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -139,6 +140,8 @@ def test_a_command_in_the_docs_works(
         words += TINY
     if "-" in sources:
         Command()(*words, input=TEXT, cwd=tmp_path)
+    elif "run.device=cuda" in words and not torch.cuda.is_available():
+        assert "no CUDA device" in livelm_here(*words, code=2).err
     else:
         livelm_here(*words)
 
