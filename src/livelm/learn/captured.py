@@ -259,7 +259,8 @@ def cuda_graph(work: Work, n_warm_up: int) -> Work:
             work()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # batches are made in another thread meanwhile: what that does is no fault of the capture
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay
 
