@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # test` runs them one after another
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: demo test check bench docs golden format clean
+.PHONY: demo test test-cuda check bench docs golden format clean
 
 demo: $(READY)  ## crawl this Python's documentation, served here, and learn from it for a minute
 	$(BIN)/livelm run demo: --for 60s
@@ -15,6 +15,10 @@ demo: $(READY)  ## crawl this Python's documentation, served here, and learn fro
 test: $(READY)  ## every test
 	$(PYTEST) --ignore=tests/live
 	$(BIN)/pytest tests/live
+
+test-cuda: $(READY)  ## what needs a CUDA device; a file each, as an error of the device ends its process
+	for file in few_tokens walk_on_cuda deferred_cuda cuda; do $(BIN)/pytest tests/numerics/test_$$file.py || exit; done
+	$(BIN)/pytest tests/conformance/test_models.py --device cuda
 
 check: $(READY)  ## lint, types, layers and the fast tests
 	$(BIN)/ruff check .
