@@ -52,6 +52,8 @@ class RunSettings(Settings):
     """CPU threads of the learner; 0: all cores."""
     device: Device = "cpu"
     """What the network computes on, `cpu` or `cuda`; counts are always the CPU's."""
+    capture: bool = True
+    """On CUDA: capture updates as graphs, where the model allows it, and replay them."""
     budget: str = ""
     """How much to read before stopping, such as "60s", "10m" or "5MB"; empty: until the stream ends."""
 

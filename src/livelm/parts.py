@@ -82,7 +82,8 @@ class Parts:
             return MemoryLearner(self.memory, n_lanes)
         own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, self._shape)
         if self.memory is None:
-            if self.recipe.run.device == "cuda" and isinstance(self.model, Capturable) and self.model.capturable:
+            asked = self.recipe.run.device == "cuda" and self.recipe.run.capture
+            if asked and isinstance(self.model, Capturable) and self.model.capturable:
                 return CapturedLearner(self.recipe.feed.update_tokens, *own)
             return Learner(*own)
         if isinstance(self.tokenizer, Bytes):

@@ -57,7 +57,7 @@ def test_recipe_keys() -> None:
         keys[section] = sorted(inner.model_fields) if hasattr(inner, "model_fields") else []  # type: ignore[union-attr]
     assert keys == {
         "name": [],
-        "run": ["budget", "device", "seed", "threads"],
+        "run": ["budget", "capture", "device", "seed", "threads"],
         "source": [
             *("crawl", "demo", "from_end", "kafka", "mix", "nats", "redis"),
             *("sessions", "sse", "text_field", "uris", "warc", "ws"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from livelm.config import LearnSettings
+from livelm.errors import ConfigError
 from livelm.kernels import kernels, kernels_of
 from livelm.learn import CapturedLearner, Learner
 from livelm.learn.captured import Work, same
@@ -134,6 +135,18 @@ def test_an_exploding_gradient_is_refused() -> None:
     update = learner.update(learner.score(batch_of(60)))
     assert "usual length" in (update.skipped or "")
     assert torch.equal(before, learner.model.head.weight)
+
+
+def test_what_cannot_be_captured_is_an_error_that_says_what_to_do() -> None:
+    learner = build(CapturedLearner)
+
+    def fails(work: Work, n_warm_up: int) -> Work:
+        raise RuntimeError("operation not permitted when stream is capturing\nSearch for it.")
+
+    learner.capture = fails
+    with pytest.raises(ConfigError, match=r"cannot be captured.*is capturing\. Take run\.capture=false"):
+        learn(learner, [batch_of(i) for i in range(8)])
+    assert learner.n_updates > 0  # windows fill up before anything is captured
 
 
 @pytest.mark.parametrize("n_pieces", [1, 3])

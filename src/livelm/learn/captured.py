@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from livelm.errors import ConfigError
 from livelm.kernels import kernels
 from livelm.learn.learner import Learner, Optimizer, check_batch
 from livelm.optim.grouped import Grouped
@@ -102,20 +103,32 @@ class CapturedLearner(Learner):
         return Update(scored.batch.index, norm, rate, skipped)
 
     def _captured_for(self, batch: Batch) -> "_Captured | None":
-        """What can be replayed for this batch; the first time that something could be, it is captured."""
+        """What can be replayed for this batch; the first time that something could be, it is captured.
+
+        Raises ConfigError where that fails: what a broken capture leaves behind in torch lets nothing go on.
+        """
         if batch.tokens.shape[1] != self._n_tokens:
             return None
         if self._captured is None:
             assert isinstance(self.optimizer, Grouped)  # noqa: S101  # chosen by `parts`
             # the first step makes the optimizer's state; captured it would make it anew each time
             if self.optimizer.has_state() and self._stays(batch):
-                self._captured = _Captured(self, batch)
+                self._captured = self._capture(batch)
             return self._captured
         form = self._captured.lanes
         if self.lanes is form:  # the usual case: nothing came between
             return self._captured
         fits = all(tensor.shape == form[name].shape for name, tensor in self.lanes.items())
         return self._captured if fits else None
+
+    def _capture(self, batch: Batch) -> "_Captured":
+        try:
+            return _Captured(self, batch)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"this update cannot be captured as a CUDA graph: {reason}. Take run.capture=false."
+            ) from error
 
     def _stays(self, batch: Batch) -> bool:
         """Whether the state comes out of this batch in the shapes it went in with."""
