@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.batches import batch_of
 from torch import Tensor
 
 from livelm.config import LearnSettings
@@ -43,18 +44,7 @@ def batches(n: int) -> list[Batch]:
         starts = torch.zeros(1, N_TOKENS, dtype=torch.bool)
         starts[0, 7] = i % 5 == 2
         graded = torch.arange(N_TOKENS)[None] >= (10 if i % 4 == 3 else 0)
-        made.append(
-            Batch(
-                tokens=torch.where(starts, MARK, tokens),
-                starts=starts,
-                graded=graded,
-                n_bytes=graded.long(),
-                index=i,
-                spans=(),
-                begun=(),
-                cursor=None,
-            )
-        )
+        made.append(batch_of(torch.where(starts, MARK, tokens), i, graded, starts=starts))
     return made
 
 

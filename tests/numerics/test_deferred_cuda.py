@@ -1,13 +1,13 @@
 """The kernel for named rows does what torch does: on a CUDA device if there is one, else in Triton's interpreter."""
 
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from livelm.models.ops.token_table import GradientParts
 from livelm.optim import deferred
 from livelm.optim.deferred import DeferredAdagrad, _descend, _take_rows
 from livelm.optim.grouped import Grouped
@@ -21,20 +21,7 @@ pytest.importorskip("triton", reason="triton is not installed, so nothing here r
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
-@dataclass
-class Parts:
-    """What backward leaves at a table."""
-
-    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    reads: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    spare: list[Tensor] = field(default_factory=list)
-
-    def clear(self) -> None:
-        self.products, self.rows, self.reads = [], [], []
-
-
-def make_parts(n: int, d: int, dtype: torch.dtype, seed: int, *, n_products: int = 1) -> Parts:
+def make_parts(n: int, d: int, dtype: torch.dtype, seed: int, *, n_products: int = 1) -> GradientParts:
     """Rows of the first half of the table, so that they repeat; the factors of `n` tokens."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -45,16 +32,18 @@ def make_parts(n: int, d: int, dtype: torch.dtype, seed: int, *, n_products: int
         left, right = torch.rand(n, V, generator=generator), torch.randn(n, d, generator=generator) / n
         return left.to(dtype), right.to(dtype)
 
-    return Parts([product() for _ in range(n_products)], [named() for _ in range(n_products)], [named(), named()])
+    return GradientParts(
+        [product() for _ in range(n_products)], [named() for _ in range(n_products)], [named(), named()]
+    )
 
 
-def moved(parts: Parts) -> Parts:
+def moved(parts: GradientParts) -> GradientParts:
     """A copy on the device."""
     lists = ([tuple(t.to(DEVICE, copy=True) for t in pair) for pair in pairs] for pairs in all_of(parts))
-    return Parts(*lists)  # type: ignore[arg-type]
+    return GradientParts(*lists)  # type: ignore[arg-type]
 
 
-def all_of(parts: Parts) -> tuple[list[tuple[Tensor, Tensor]], ...]:
+def all_of(parts: GradientParts) -> tuple[list[tuple[Tensor, Tensor]], ...]:
     return parts.products, parts.rows, parts.reads
 
 
@@ -67,14 +56,14 @@ def make_table(d: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(V, d, generator=torch.Generator().manual_seed(d)).to(dtype)
 
 
-def teach(table: Tensor, state: dict[str, Any], parts: Parts, group: dict[str, Any]) -> None:
+def teach(table: Tensor, state: dict[str, Any], parts: GradientParts, group: dict[str, Any]) -> None:
     from livelm.optim.deferred_cuda import teach_rows
 
     for role, named, products in deferred._roles(parts):
         teach_rows(*deferred._arguments(table, state, role, named, products), group)
 
 
-def teach_in_torch(table: Tensor, state: dict[str, Any], parts: Parts, group: dict[str, Any]) -> None:
+def teach_in_torch(table: Tensor, state: dict[str, Any], parts: GradientParts, group: dict[str, Any]) -> None:
     for role, named, products in deferred._roles(parts):
         _descend(table, state, role, *_take_rows(named, products), group)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.batches import batch_of
 from torch import Tensor
 
 from livelm.config import LearnSettings
@@ -33,21 +34,11 @@ def again(work: Work, n_warm_up: int) -> Work:
     return work
 
 
-def batch_of(index: int, *, n_tokens: int = N_TOKENS, graded: Tensor | None = None) -> Batch:
+def random_batch(index: int, *, n_tokens: int = N_TOKENS, graded: Tensor | None = None) -> Batch:
     generator = torch.Generator().manual_seed(index)
     tokens = torch.randint(MARK, (1, n_tokens), generator=generator)
     starts = torch.rand(1, n_tokens, generator=generator) < 1 / 12
-    graded = torch.ones_like(starts) if graded is None else graded
-    return Batch(
-        tokens=torch.where(starts, MARK, tokens),
-        starts=starts,
-        graded=graded,
-        n_bytes=graded.long(),
-        index=index,
-        spans=(),
-        begun=(),
-        cursor=None,
-    )
+    return batch_of(torch.where(starts, MARK, tokens), index, graded, starts=starts)
 
 
 def build(kind: Any, variant: str = "plain") -> Any:
@@ -72,9 +63,9 @@ def learn(learner: Learner, batches: list[Batch]) -> list[Tensor]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captured_updates_are_plain_ones(variant: str) -> None:
-    batches = [batch_of(i, graded=None if i % 3 else torch.arange(N_TOKENS)[None] > 2) for i in range(14)]
-    batches.insert(9, batch_of(99, n_tokens=5))  # a form that does not come again
-    batches.insert(10, batch_of(98, graded=torch.zeros(1, N_TOKENS, dtype=torch.bool)))
+    batches = [random_batch(i, graded=None if i % 3 else torch.arange(N_TOKENS)[None] > 2) for i in range(14)]
+    batches.insert(9, random_batch(99, n_tokens=5))  # a form that does not come again
+    batches.insert(10, random_batch(98, graded=torch.zeros(1, N_TOKENS, dtype=torch.bool)))
     plain, captured = build(Learner, variant), build(CapturedLearner, variant)
     for one, other in zip(learn(plain, batches), learn(captured, batches), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -87,7 +78,7 @@ def test_captured_updates_are_plain_ones(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("at", [1, 5, 10])
 def test_a_resumed_learner_takes_the_same_path(variant: str, at: int) -> None:
-    batches = [batch_of(i) for i in range(14)]
+    batches = [random_batch(i) for i in range(14)]
     whole = build(CapturedLearner, variant)
     expected = learn(whole, batches)
     first, second = (build(CapturedLearner, variant) for _ in range(2))
@@ -99,40 +90,40 @@ def test_a_resumed_learner_takes_the_same_path(variant: str, at: int) -> None:
 
 def test_what_is_held_out_or_dropped_teaches_nothing() -> None:
     learner = build(CapturedLearner)
-    learn(learner, [batch_of(i) for i in range(8)])
+    learn(learner, [random_batch(i) for i in range(8)])
     assert learner._captured is not None
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    learner.refuse(learner.score(batch_of(8), "held out"), "held out")
-    learner.refuse(learner.score(batch_of(9)), "the gate closed on it")
-    learner.drop(learner.score(batch_of(10)))
+    learner.refuse(learner.score(random_batch(8), "held out"), "held out")
+    learner.refuse(learner.score(random_batch(9)), "the gate closed on it")
+    learner.drop(learner.score(random_batch(10)))
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.model.state_dict().items())
-    learn(learner, [batch_of(11)])
+    learn(learner, [random_batch(11)])
     assert not all(torch.equal(before[name], tensor) for name, tensor in learner.model.state_dict().items())
 
 
 def test_a_broken_prediction_is_graded_as_none_and_forgotten() -> None:
     learner = build(CapturedLearner)
-    learn(learner, [batch_of(i) for i in range(8)])
+    learn(learner, [random_batch(i) for i in range(8)])
     healthy = learner.model.blocks[0].mlp.up.weight.detach().clone()
     with torch.no_grad():
         learner.model.blocks[0].mlp.up.weight[0, 0] = math.nan
-    scored = learner.score(batch_of(8))
+    scored = learner.score(random_batch(8))
     assert scored.bits == pytest.approx(N_TOKENS * math.log2(VOCABULARY))
     update = learner.update(scored)
     assert update.skipped == "the loss is not finite"
     with torch.no_grad():
         learner.model.blocks[0].mlp.up.weight.copy_(healthy)
-    scores = learn(learner, [batch_of(i) for i in range(9, 16)])
+    scores = learn(learner, [random_batch(i) for i in range(9, 16)])
     assert all(nats.isfinite().all() for nats in scores)
     assert learner._captured is not None
 
 
 def test_an_exploding_gradient_is_refused() -> None:
     learner = build(CapturedLearner)
-    learn(learner, [batch_of(i) for i in range(60)])
+    learn(learner, [random_batch(i) for i in range(60)])
     learner._guard._log_norm -= math.log(1e6)
     before = learner.model.head.weight.detach().clone()
-    update = learner.update(learner.score(batch_of(60)))
+    update = learner.update(learner.score(random_batch(60)))
     assert "usual length" in (update.skipped or "")
     assert torch.equal(before, learner.model.head.weight)
 
@@ -145,7 +136,7 @@ def test_what_cannot_be_captured_is_an_error_that_says_what_to_do() -> None:
 
     learner.capture = fails
     with pytest.raises(ConfigError, match=r"cannot be captured.*is capturing\. Take run\.capture=false"):
-        learn(learner, [batch_of(i) for i in range(8)])
+        learn(learner, [random_batch(i) for i in range(8)])
     assert learner.n_updates > 0  # windows fill up before anything is captured
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.batches import batch_of
 from torch import Tensor, nn
 
 from livelm.config import LearnSettings
@@ -18,20 +19,6 @@ from livelm.optim import OPTIMIZERS
 from livelm.types import Batch, Scored
 
 VOCABULARY, MARK = 17, 16
-
-
-def batch_of(tokens: Tensor, index: int = 0, graded: Tensor | None = None) -> Batch:
-    keep = torch.ones_like(tokens, dtype=torch.bool) if graded is None else graded
-    return Batch(
-        tokens=tokens,
-        starts=torch.zeros_like(keep),
-        graded=keep,
-        n_bytes=keep.long(),
-        index=index,
-        spans=(),
-        begun=(),
-        cursor=None,
-    )
 
 
 def random_batch(index: int, n_tokens: int = 8, lanes: int = 1) -> Batch:
