@@ -10,20 +10,41 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from livelm.models.ops import few_tokens_kernels as few
 from livelm.models.ops import softmax_walk_cuda
+from livelm.models.ops.few_tokens import attention, feed_forward
+from livelm.models.ops.few_tokens.functions import N_WARPS
+from livelm.models.ops.few_tokens.window import _window
 from livelm.optim import deferred_cuda
 
 SIZES = {"n_channels": 256, "ROWS": 32, "CHANNELS": 256, "D_HEAD": 32, "D_KEY": 32, "CONTEXT": 512, "eps": 1e-5}
 SIZES |= {"qk_eps": 1e-6, "N_INNER": 1024, "UNITS": 32, "ACTIVATION": 1, "N_PARTS": 4, "N_PIECES": 9, "PIECES": 16}
 SIZES |= {"PARTS": 32}
+STAGES = {
+    name: kernel
+    for module in (attention, feed_forward)
+    for name, kernel in vars(module).items()
+    if isinstance(kernel, triton.JITFunction) and kernel.__module__ == module.__name__ and name[0] != "_"
+}
+WINDOW = {"CONTEXT": 512, "N_PAIRS": 16, "PAIRS": 16, "ROWS": 32, "AT_ONCE": 64}
 OPTIONAL = ("shift", "bias", "compress", "d_compress", "d_shift", "d_up_bias", "second", "second_sum")
-"""Arguments of `few_tokens_kernels` that may be None."""
+"""Arguments of a block's stages that may be None."""
 WALK = {"N_STEPS": 16, "BACK": True, "N_PROGRAMS": 132, "N_SUMMED": 64, "WIDTH_SUMMED": 64}
 TEACH = {"n_columns": 256, "has_product": True, "has_master": True, "is_tensor": True}
 TEACH |= {"n_rows": 32, "n_factors": 32, "width": 256, "height": 16}
-KINDS = {"targets": "*i64", "rows": "*i64"}
-NUMBERS = ("n_rows", "n_heads", "n_hidden", "n_inner", "n_parts", "n_first", "n_second", "first_size", "second_size")
+KINDS = dict.fromkeys(("targets", "rows", "kept", "position", "documents_after", "position_after"), "*i64")
+KINDS |= {"starts": "*i1", "frequencies": "*fp64"}
+NUMBERS = (
+    "n_rows",
+    "n_heads",
+    "n_hidden",
+    "n_inner",
+    "n_parts",
+    "n_first",
+    "n_second",
+    "first_size",
+    "second_size",
+    "n_new",
+)
 NUMBERS += ("n", "grad_step", "n_named", "n_left", "left_stride", "left_step")
 
 
@@ -41,15 +62,11 @@ def main() -> None:
     """Compile all of them."""
     found = {}
     plain = KINDS | dict.fromkeys(NUMBERS, "i32")
-    for name in ("project", "attend", "join", "add", "widen", "norm"):
-        for kernel_name in (f"{name}_forward", f"{name}_backward"):
-            if (kernel := getattr(few, kernel_name, None)) is not None:
-                found[kernel_name] = shared_bytes(kernel, SIZES, plain)
-                if name in ("project", "add", "widen", "norm"):
-                    found[f"{kernel_name} without"] = shared_bytes(kernel, SIZES | dict.fromkeys(OPTIONAL), plain)
-    for name in ("back_through", "add_up"):
-        found[name] = shared_bytes(getattr(few, name), SIZES, plain)
-        found[f"{name} without"] = shared_bytes(getattr(few, name), SIZES | dict.fromkeys(OPTIONAL), plain)
+    for name, stage in STAGES.items():
+        for ending, without in (("", {}), (" without", dict.fromkeys(OPTIONAL)))[: 1 if "attend" in name else 2]:
+            warps = N_WARPS.get(name, 4)
+            found[name + ending] = shared_bytes(stage, SIZES | without, plain, num_warps=warps)
+    found["window"] = shared_bytes(_window, WINDOW, plain)
     for dtype, kind in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
         options = softmax_walk_cuda.walk_options(torch.empty(1000, 256, dtype=dtype))
         flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}

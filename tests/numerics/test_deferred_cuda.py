@@ -1,10 +1,10 @@
 """The kernel for named rows does what torch does: on a CUDA device if there is one, else in Triton's interpreter."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
+from tests.interpreted import DEVICE, INTERPRETED, both_types, round_as_cards_do
 from torch import Tensor
 
 from livelm.models.ops.token_table import GradientParts
@@ -12,13 +12,14 @@ from livelm.optim import deferred
 from livelm.optim.deferred import DeferredAdagrad, _descend, _take_rows
 from livelm.optim.grouped import Grouped
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether this process interprets kernels: triton asks once, when a kernel is made."""
-DEVICE = "cpu" if INTERPRETED else "cuda"
 V = 53
 
 pytest.importorskip("triton", reason="triton is not installed, so nothing here runs")
-both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    round_as_cards_do(monkeypatch)
 
 
 def make_parts(n: int, d: int, dtype: torch.dtype, seed: int, *, n_products: int = 1) -> GradientParts:
@@ -93,6 +94,29 @@ def test_it_does_what_torch_does(n: int, d: int, rate: str, dtype: torch.dtype) 
         for (left, right), (its_left, its_right) in zip(there.products, parts.products, strict=True):
             assert torch.equal(left.cpu(), its_left)
             assert torch.equal(right.cpu(), its_right)
+
+
+@both_types
+@pytest.mark.parametrize("rate", ["number", "tensor"])
+@pytest.mark.parametrize(("n", "d", "v"), [(1, 16, 53), (33, 24, 53), (130, 256, 300), (64, 100, 128)])
+def test_a_pass_teaches_all_rows(n: int, d: int, v: int, rate: str, dtype: torch.dtype) -> None:
+    from livelm.optim.deferred_cuda import teach_all
+
+    generator = torch.Generator().manual_seed(n)
+    left, right = torch.rand(n, v, generator=generator), torch.randn(n, d, generator=generator) / n
+    left[:, 5] = 0
+    left, right = left.to(dtype), right.to(dtype)
+    twin = torch.randn(v, d, generator=generator).to(dtype)
+    table, lr = twin.to(DEVICE, copy=True), 0.05
+    own: Any = table if dtype == torch.float32 else table.float()
+    its = {"predicted": torch.rand(v, generator=generator)} | ({} if own is table else {"master": twin.float()})
+    total = its["predicted"].to(DEVICE, copy=True)
+    settings = {"lr": lr if rate == "number" else torch.tensor(lr, device=DEVICE), "eps": 1e-12}
+    teach_all(table, own, total, (left.to(DEVICE), right.to(DEVICE)), settings)
+    _descend(twin, its, "predicted", slice(0, v), left.float().T @ right.float(), settings | {"lr": lr})
+    torch.testing.assert_close(total.cpu(), its["predicted"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own.cpu(), its.get("master", twin), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(table.cpu(), twin, rtol=1e-4 if dtype == torch.float32 else 2**-7, atol=1e-5)
 
 
 def test_factors_may_lie_any_way_round() -> None:

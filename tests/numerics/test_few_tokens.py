@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from livelm.models.transformer import Block, Transformer, TransformerConfig
+from livelm.models.transformer import Transformer, TransformerConfig
 
 pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
 from livelm.models.ops import few_tokens
+from livelm.types import State
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_VOCABULARY = 67
@@ -51,24 +52,27 @@ def learn(model: Transformer, batches: list[Any]) -> tuple[Tensor, dict[str, Ten
     return nats.detach(), state, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """From now on every transformer goes by kernels where it can; what is returned says when it could."""
+    used = []
+
+    def by_kernels(self: Transformer, tokens: Tensor, state: State) -> Any:
+        used.append(few_tokens.fits(self, tokens, state))
+        return few_tokens if used[-1] else None
+
+    monkeypatch.setattr(Transformer, "_kernels", by_kernels)
+    return used
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_block_of_kernels_is_the_block_of_torch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n_tokens, options = VARIANTS[variant]
     batches = read(n_tokens, 128 // n_tokens + 3)
-    used: list[Block] = []
-
-    def by_kernels(self: Block, x: Tensor, keys: Tensor, *rest: Any) -> Any:
-        if not few_tokens.fits(self, x, keys):
-            return self.by_torch(x, keys, *rest)
-        used.append(self)
-        return few_tokens.block(self, x, keys, *rest)
-
-    found = []
-    for forward in (Block.by_torch, by_kernels):
-        monkeypatch.setattr(Block, "forward", forward)
-        found.append(learn(build(options), batches))
-    (nats, state, gradients), (nats_k, state_k, gradients_k) = found
-    assert len(used) >= 2 * options["n_layers"]
+    plain = learn(build(options), batches)
+    used = use_kernels(monkeypatch)
+    nats, state, gradients = plain
+    nats_k, state_k, gradients_k = learn(build(options), batches)
+    assert sum(used) >= 2
     torch.testing.assert_close(nats_k, nats, rtol=1e-4, atol=1e-4)
     assert state_k.keys() == state.keys()
     for name, tensor in state.items():
@@ -81,11 +85,7 @@ def test_a_block_of_kernels_is_the_block_of_torch(variant: str, monkeypatch: pyt
 def test_equal_inputs_give_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = read(32, 6)
 
-    def by_kernels(self: Block, x: Tensor, keys: Tensor, *rest: Any) -> Any:
-        way = few_tokens.block if few_tokens.fits(self, x, keys) else Block.by_torch
-        return way(self, x, keys, *rest)
-
-    monkeypatch.setattr(Block, "forward", by_kernels)
+    use_kernels(monkeypatch)
     (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL | ANCESTOR), batches) for _ in range(2))
     assert torch.equal(nats, again)
     assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
@@ -97,10 +97,14 @@ def test_equal_inputs_give_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any]) -> None:
-    model = build(SMALL | options)
-    c = model.config
-    x, keys = torch.zeros(1, 32, c.d_model), torch.zeros(1, c.context, c.kv_heads, c.d_key)
-    assert not few_tokens.fits(model.blocks[0], x, keys)
-    assert few_tokens.fits(build(SMALL).blocks[0], x, torch.zeros(1, 128, 4, 16))
-    assert not few_tokens.fits(build(SMALL).blocks[0], x.expand(2, -1, -1), torch.zeros(2, 128, 4, 16))
-    assert not few_tokens.fits(build(SMALL).blocks[0], x, torch.zeros(1, 64, 4, 16))
+    tokens = torch.zeros(1, 32, dtype=torch.int64)
+
+    def fits(options: dict[str, Any], tokens: Tensor = tokens, n_carried: int | None = None) -> bool:
+        model = build(SMALL | options)
+        state = {"documents": torch.zeros(len(tokens), model.config.context if n_carried is None else n_carried)}
+        return few_tokens.fits(model, tokens, state)
+
+    assert fits({})
+    assert not fits(options)
+    assert not fits({}, tokens.expand(2, -1))
+    assert not fits({}, n_carried=64)

@@ -1,13 +1,9 @@
 """The walk in Triton equals the softmax in float64: on a CUDA device, or else on the CPU under Triton's interpreter."""
 
-import os
-from importlib import import_module
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.interpreted import DEVICE, both_types, round_as_cards_do
 from torch import Tensor, nn
 
 from livelm.kernels import kernels
@@ -18,40 +14,16 @@ pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
 from livelm.models.ops import softmax_walk_cuda
 from livelm.models.ops.softmax_walk_cuda import CLAMP, WalkedNats, grade_on_cuda
 
-CARD = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if CARD and not INTERPRETED else "cpu"
-on_card = pytest.mark.skipif(not CARD or INTERPRETED, reason="needs a CUDA device")
-both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+on_card = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 Found = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five multiprocessors; and bfloat16 as on a card: Triton 3.6 truncates to it and multiplies bits as integers."""
-    if not INTERPRETED:
-        return
-    interpreter: Any = import_module("triton.runtime.interpreter")
-    bfloat16, multiply = interpreter.tl.bfloat16, interpreter.InterpreterBuilder.create_dot
-
-    def convert(numbers: np.ndarray, source: Any, to: Any, rounding: Any) -> np.ndarray:
-        tensor = torch.from_numpy(np.array(numbers, order="C"))
-        if to == bfloat16:
-            return tensor.bfloat16().view(torch.uint16).numpy()
-        assert source == bfloat16
-        return tensor.view(torch.bfloat16).float().numpy()
-
-    def widen(factor: Any) -> Any:
-        if factor.dtype.scalar != bfloat16:
-            return factor
-        return interpreter.TensorHandle(convert(factor.data, bfloat16, None, None), interpreter.tl.float32)
-
-    def dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
-        return multiply(builder, widen(a), widen(b), *others)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
-    monkeypatch.setattr(softmax_walk_cuda, "n_multiprocessors", lambda device: 5)
+    """Five multiprocessors where there are none."""
+    round_as_cards_do(monkeypatch)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(softmax_walk_cuda, "n_multiprocessors", lambda device: 5)
 
 
 def example(n: int, v: int, d: int, dtype: torch.dtype, *, std: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from livelm.errors import ConfigError
-from livelm.kernels import kernels
+from livelm.kernels import kernels, kernels_of
 from livelm.learn.learner import Learner, Optimizer, check_batch
 from livelm.optim.grouped import Grouped
 from livelm.types import Batch, Scored, State, Update
@@ -150,21 +150,25 @@ class _Captured:
         n_lanes, n_tokens = batch.tokens.shape
         device, pinned = learner.device, learner.device.type == "cuda"
         self.lanes: State = {name: tensor.clone() for name, tensor in learner.lanes.items()}
-        # what one transfer brings, inputs, targets, starts, graded, and what one takes back, nats and norm
-        self._given = torch.zeros(4, n_lanes, n_tokens, dtype=torch.int64, pin_memory=pinned)
-        self._given[1:2] = batch.tokens
-        self._given[3] = 1
+        # what one transfer brings, and what one takes back: nats and norm
+        self._given = torch.zeros(n_lanes * n_tokens * _GIVEN_BYTES, dtype=torch.uint8, pin_memory=pinned)
+        written = _given(self._given, n_lanes, n_tokens)
+        written[1].copy_(batch.tokens)
+        written[3].fill_(1 / batch.tokens.numel())
         self._there = self._given.to(device)
+        self._read = _given(self._there, n_lanes, n_tokens)
         self._found = torch.zeros(n_lanes * n_tokens + 1, pin_memory=pinned)
         # the same memory for the host: a small copy by numpy costs a third of one by torch
-        self._written, self._nats = tuple(self._given.numpy()), self._found[:-1].view(n_lanes, n_tokens)
+        self._written = [part.numpy() for part in written]
+        self._nats = self._found[:-1].view(n_lanes, n_tokens)
         self._numbers = self._found.numpy()
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
         self._begin = learner.lanes
         with kernels(pinned and same(self._passed, "scoring")):
             self._score = learner.capture(self._pass, N_WARM_UP)
-        with kernels(pinned and same(self._stepped, "the step")):
+        self._fast_step = pinned and same(self._stepped, "the step")
+        with kernels(self._fast_step):
             self._stepped()  # what is captured must not be the first to load a kernel
             self._step = learner.capture(self._optimizer.step_now, 0)
         self._restart()
@@ -187,7 +191,7 @@ class _Captured:
         """What a step after a replayed pass would add to all that it changes."""
         self._restart()
         self._score()
-        return [self._optimizer.practise()]
+        return list(self._optimizer.practise())
 
     def score(self, batch: Batch, last: tuple[Tensor, Tensor], lanes: State) -> None:
         """Begin to score a batch from the state `lanes`, and to find the gradient.
@@ -197,11 +201,11 @@ class _Captured:
         if lanes is not self.lanes:  # something else came between
             for name, tensor in lanes.items():
                 self.lanes[name].copy_(tensor)
-        inputs, targets, starts, graded = self._written
+        inputs, targets, starts, share = self._written
         tokens, begins = batch.tokens.numpy(), batch.starts.numpy()
         inputs[:, :1], inputs[:, 1:] = last[0].numpy(), tokens[:, :-1]
         starts[:, :1], starts[:, 1:] = last[1].numpy(), begins[:, :-1]
-        targets[...], graded[...] = tokens, batch.graded.numpy()
+        targets[...], share[...] = tokens, batch.graded.numpy() / batch.n_graded
         self._score()
 
     def nats(self) -> Tensor:
@@ -219,24 +223,43 @@ class _Captured:
         for parts, found in self._parts:  # a replay writes their tensors, not the lists that hold them
             parts.products, parts.rows, parts.reads = found
         self._step()
-        self._optimizer.step_later()
+        with kernels(self._fast_step):
+            self._optimizer.step_later()
 
     def _pass(self) -> None:
         """Score, find the gradient, clip it, move the state on."""
         self._there.copy_(self._given, non_blocking=True)
-        inputs, targets, starts, graded = self._there
+        inputs, targets, starts, share = self._read
         self._optimizer.zero_grad()
-        nats, after = self._model.nats(inputs, starts.bool(), targets, self.lanes)
-        graded = graded.to(nats.dtype)
-        loss = (nats * graded).sum() / graded.sum()
-        loss.backward()
+        nats, after = self._model.nats(inputs, starts, targets, self.lanes)
+        nats.backward(share)  # of the mean over what is graded, which nobody asks for
         dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
-        norm = nn.utils.clip_grad_norm_(dense, self._clip)
+        norm = self._clipped(dense)
         held: Any = [getattr(parameter, "gradient_parts", None) for parameter in self._parameters]
         factored = [parts for parts in held if parts is not None]
         self._parts = [(parts, (parts.products, parts.rows, parts.reads)) for parts in factored]
         _copy(self.lanes, after)
         self._found.copy_(torch.cat([nats.detach().flatten(), norm[None]]), non_blocking=True)
+
+    def _clipped(self, dense: list[nn.Parameter]) -> Tensor:
+        """Length of the gradients, which are shortened to `clip`."""
+        gradients: list[Any] = [parameter.grad for parameter in dense]
+        many = kernels_of("livelm.kernels.many_tensors")
+        if many is None or not many.fit(gradients):
+            return nn.utils.clip_grad_norm_(dense, self._clip)
+        return many.clip(gradients, self._clip)
+
+
+_GIVEN_BYTES = 21
+"""What is told of each token: int64 input and target, float32 share, bool start."""
+
+
+def _given(buffer: Tensor, n_lanes: int, n_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a buffer of bytes: (B, T) inputs, targets, starts, and the share of each target in the loss."""
+    n = n_lanes * n_tokens
+    wide, narrow = buffer[: 16 * n].view(torch.int64).view(2, n_lanes, n_tokens), buffer[16 * n : 20 * n]
+    starts, share = buffer[20 * n :].view(torch.bool), narrow.view(torch.float32)
+    return wide[0], wide[1], starts.view(n_lanes, n_tokens), share.view(n_lanes, n_tokens)
 
 
 def same(work: Callable[[], list[list[Tensor]]], name: str) -> bool:
@@ -280,9 +303,13 @@ def cuda_graph(work: Work, n_warm_up: int) -> Work:
 
 
 def _copy(to: State, source: State) -> None:
-    """In as few launches as there are types."""
+    """In as few launches as there are types, or in one."""
+    pairs = [(source[name], tensor) for name, tensor in to.items()]
+    if (many := kernels_of("livelm.kernels.many_tensors")) is not None:
+        many.copy(*zip(*pairs, strict=True))
+        return
     for dtype in {tensor.dtype for tensor in to.values()}:
-        names = [name for name, tensor in to.items() if tensor.dtype == dtype]
+        alike = [pair for pair in pairs if pair[1].dtype == dtype]
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            [to[name] for name in names], [source[name] for name in names]
+            [target for _, target in alike], [given for given, _ in alike]
         )

@@ -49,13 +49,13 @@ def rotation(first: Int[Tensor, " B"], n_positions: int, d_head: int, base: floa
     Angles are computed in float64: float32 would be off by whole turns after ten million tokens of a stream.
     """
     positions = first[:, None] + torch.arange(n_positions, device=first.device)
-    angles = positions[..., None].double() * _frequencies(d_head, base, first.device)
+    angles = positions[..., None].double() * frequencies(d_head, first.device, base)
     cos, sin = angles.cos().float(), angles.sin().float()
     return torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
 
 
 @cache
-def _frequencies(d_head: int, base: float, device: torch.device) -> Float[Tensor, " K"]:
+def frequencies(d_head: int, device: torch.device, base: float = 10_000.0) -> Float[Tensor, " K"]:
     """Radians per position of each pair of channels, K = d_head / 2, float64."""
     with torch.inference_mode(False):  # a tensor made in inference mode could never be used to learn
         return base ** (-torch.arange(0, d_head, 2, dtype=torch.float64, device=device) / d_head)

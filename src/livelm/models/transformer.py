@@ -1,7 +1,8 @@
 """A transformer that carries the keys and values of the last tokens from one batch to the next."""
 
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from livelm.config import Device, Settings
 from livelm.kernels import kernels_of
 from livelm.models.initial import InitialMemory, initial_parameters
-from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import (
+    Rotation,
+    frequencies,
+    linear,
+    make_norm,
+    nats_of,
+    rms_norm,
+    rotate,
+    rotation,
+    silent_linear,
+)
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.native import multiplies_bfloat16, table_type
@@ -188,15 +199,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, angles: Rotation
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream after the block, and all keys and values; where few tokens go faster another way, the newest C."""
-        if x.is_cuda and (few := kernels_of("livelm.models.ops.few_tokens")) is not None and few.fits(self, x, keys):
-            return few.block(self, x, keys, values, bias, angles)
-        return self.by_torch(x, keys, values, bias, angles)
-
-    def by_torch(
-        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, angles: Rotation
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, operation by operation."""
+        """The stream after the block, and all keys and values."""
         mixed, k, v = self.attention(self.attention_norm(x), keys, values, bias, angles)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), k, v
@@ -253,23 +256,28 @@ class Transformer(nn.Module):
         self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """What the head reads at each position, and the state after the last one."""
-        c, n_new = self.config, tokens.shape[1]
-        kept = state["documents"]
-        documents = starts.cumsum(dim=1) + (kept[:, -1:] if kept.shape[1] else 0)
-        bias = additive(window_mask(documents, kept, c.context))
-        angles = rotation(state["position"], n_new, c.d_key)
-        after: State = {"position": state["position"] + n_new}
-        after["documents"] = torch.cat([kept, documents], dim=1)[:, -c.context :].contiguous()
+        c = self.config
+        few = self._kernels(tokens, state)
+        if few is None:
+            bias, angles, after = window(starts, state, c.context, c.d_key)
+        else:
+            bias, angles, after = few.window(starts, state, c.context, frequencies(c.d_key, starts.device))
         x, last = self.embed(tokens), None
         if self.ngrams is not None:
             first, last, after["recent"] = self.ngrams(state["recent"], tokens, starts)
             x = x + first
         for i, block in enumerate(self.blocks):
-            x, k, v = block(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
+            through = block if few is None else partial(few.block, block)
+            x, k, v = through(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
             after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
             after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
         x = self.norm(x)
         return (x if last is None else x + last), after
+
+    def _kernels(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
+        """The module that takes few tokens through all blocks by kernels, where it is used and they fit."""
+        few = kernels_of("livelm.models.ops.few_tokens") if tokens.is_cuda else None
+        return few if few is not None and few.fits(self, tokens, state) else None
 
     def nats(
         self,
@@ -317,6 +325,19 @@ class Transformer(nn.Module):
     def outline(self) -> Outline:
         """Its blocks; norm and output matrix (see `types.Model`)."""
         return Outline(tuple(self.blocks), (self.norm, self.head or self.embed), initial_parameters(self.blocks))
+
+
+def window(
+    starts: Bool[Tensor, "B T"], state: State, context: int, d_key: int
+) -> tuple[Float[Tensor, "B 1 T S"], Rotation, State]:
+    """What is added to scores, by what queries and keys are turned, and the next batch's positions and documents."""
+    n_new, kept = starts.shape[1], state["documents"]
+    documents = starts.cumsum(dim=1) + (kept[:, -1:] if kept.shape[1] else 0)
+    bias = additive(window_mask(documents, kept, context))
+    angles = rotation(state["position"], n_new, d_key)
+    after: State = {"position": state["position"] + n_new}
+    after["documents"] = torch.cat([kept, documents], dim=1)[:, -context:].contiguous()
+    return bias, angles, after
 
 
 def _embedding(config: TransformerConfig, n_vocabulary: int) -> nn.Embedding | TokenTable:

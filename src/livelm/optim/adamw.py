@@ -7,6 +7,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 
 from livelm.config import Settings
+from livelm.kernels import kernels_of
 from livelm.optim.deferred import DeferredAdagrad
 from livelm.optim.grouped import Grouped, Kinds, group
 from livelm.optim.rows import RowAdagrad
@@ -35,6 +36,17 @@ class AdamWConfig(Settings):
     """Of matrices: each step takes rate * weight_decay of the weight away."""
 
 
+class DenseAdamW(torch.optim.AdamW):
+    """AdamW of torch, or one kernel for all weights of a group where kernels are used."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Change every weight by its gradient."""
+        kernels = kernels_of("livelm.optim.adamw_cuda")
+        if kernels is None or not kernels.takes(self):
+            return super().step(closure)
+        return kernels.step(self)
+
+
 class AdamW(Grouped):
     """Fused AdamW; row-sparse Adagrad for tables that a batch touches in few rows."""
 
@@ -49,7 +61,7 @@ class AdamW(Grouped):
         ]
         rows = group(kinds, "rows", c.rows_rate)
         options: dict[str, Any] = {"betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": 0.0, "fused": True}
-        parts: list[Optimizer] = [torch.optim.AdamW(dense, lr=c.rate, **options)] if dense else []
+        parts: list[Optimizer] = [DenseAdamW(dense, lr=c.rate, **options)] if dense else []
         deferred = group(kinds, "deferred", c.deferred_rate)
         parts += [RowAdagrad(rows)] if rows else []
         parts += [DeferredAdagrad(deferred, every=c.deferred_every)] if deferred else []

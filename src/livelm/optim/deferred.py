@@ -71,24 +71,28 @@ class DeferredAdagrad(Optimizer):
 
         On CUDA this has the same shapes whatever the rows are, and can be captured.
         """
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is not None:
-                    raise ContractError(
-                        f"a {tuple(table.shape)} table of DeferredAdagrad has a dense gradient; only what "
-                        "TokenTable leaves in `gradient_parts` is learned. Score with TokenTable.nats."
-                    )
-                if (parts := _parts_of(table)) is not None:
-                    self._teach_named(table, parts, group)
+        for table, parts, group in self._tables():
+            self._teach_named(table, parts, group)
 
     @torch.no_grad()
     def step_later(self) -> None:
         """Keep the rest of the products until it is time for a pass over the table."""
-        for group in self.param_groups:
-            for table in group["params"]:
-                if (parts := _parts_of(table)) is not None:
-                    self._keep(table, parts, group)
-                    parts.clear()
+        for table, parts, group in self._tables():
+            self._keep(table, parts, group)
+            if self.state[table]["n_waiting"] >= group["every"]:
+                self._pass_over(table, parts, group)
+            parts.clear()
+
+    @torch.no_grad()
+    def practise_later(self) -> None:
+        """A pass over the table with the products of this update alone; what waits goes on waiting."""
+        for table, parts, group in self._tables():
+            state = self.state[table]
+            kept = {name: state[name] for name in ("left", "right", "n_waiting")}
+            state |= {"left": [], "right": [], "n_waiting": 0}
+            self._keep(table, parts, group)
+            self._pass_over(table, parts, group)
+            state |= kept
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradient of the current update; what earlier updates left pending stays."""
@@ -129,24 +133,40 @@ class DeferredAdagrad(Optimizer):
                 rows, gradient = (_take_rows_on_cuda if table.is_cuda else _take_rows)(named, products)
                 _descend(table, state, role, rows, gradient, group)
 
+    def _tables(self) -> Iterator[tuple[Tensor, Parts, dict[str, Any]]]:
+        """Each table that backward left something at, what that is, and the table's settings."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    raise ContractError(
+                        f"a {tuple(table.shape)} table of DeferredAdagrad has a dense gradient; only what "
+                        "TokenTable leaves in `gradient_parts` is learned. Score with TokenTable.nats."
+                    )
+                parts: Parts | None = getattr(table, "gradient_parts", None)
+                if parts is not None and (parts.products or parts.rows or parts.reads):
+                    yield table, parts, group
+
     def _keep(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+        """Let the products wait, for at most `every` updates."""
         state = self.state[table]
         # a graph that was captured writes its next factors where the last ones are
         for left, right in parts.products:
             state["left"].append(_copied_after(state["left"], left, group["every"]) if table.is_cuda else left)
             state["right"].append(right.clone() if table.is_cuda else right)
         state["n_waiting"] += 1
-        if state["n_waiting"] >= group["every"]:
+
+    def _pass_over(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
+        """Teach every row what waits for it."""
+        state = self.state[table]
+        kernels = _kernels(table, [])
+        if state["left"] and kernels is not None and table.shape[1] <= kernels.WIDEST_PASS:
+            factors = _stacked(state["left"]), torch.cat(state["right"])
+            kernels.teach_all(table, state.get("master", table), state["predicted"], factors, group)
+        else:
             for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
                 _descend(table, state, "predicted", rows, gradient, group)
-            parts.spare[:] = [] if table.is_cuda else state["left"]
-            state["left"], state["right"], state["n_waiting"] = [], [], 0
-
-
-def _parts_of(table: Tensor) -> Parts | None:
-    """What backward left at a table; None for nothing."""
-    parts: Parts | None = getattr(table, "gradient_parts", None)
-    return parts if parts is not None and (parts.products or parts.rows or parts.reads) else None
+        parts.spare[:] = [] if table.is_cuda else state["left"]
+        state["left"], state["right"], state["n_waiting"] = [], [], 0
 
 
 def _roles(parts: Parts) -> Iterator[tuple[str, Named, Named]]:

@@ -1,7 +1,8 @@
-"""What `deferred` does to named rows, as one CUDA kernel: in torch it takes fifteen, each of which costs a launch."""
+"""What `deferred` does to named rows, and in a pass over all, as one CUDA kernel each: in torch it takes fifteen."""
 
 from typing import Any
 
+import torch
 import triton  # pyright: ignore[reportMissingImports]  # comes with torch for CUDA; `deferred` minds its absence
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
@@ -9,6 +10,12 @@ from torch import Tensor
 
 TILE = 4096
 """Numbers that one program adds up at a time: 32 for each thread of four warps."""
+ROWS = 128
+"""Rows of a program of a pass over the table: what two warp groups multiply at once."""
+AT_ONCE = 64
+"""Tokens whose factors it multiplies while it loads the next."""
+WIDEST_PASS = 256
+"""Columns of a table that a pass takes at most: its programs hold whole rows, for each of which there is a sum."""
 
 
 def teach_rows(
@@ -53,6 +60,83 @@ def teach_rows(
         width=width,
         height=min(TILE // width, n_rows),
     )
+
+
+def teach_all(
+    table: Float[Tensor, "V D"],
+    master: Float[Tensor, "V D"],
+    total: Float[Tensor, " V"],
+    product: tuple[Float[Tensor, "M V"], Float[Tensor, "M D"]],
+    settings: dict[str, Any],
+) -> None:
+    """One step for every row, by left' right: one pass over the table, and nothing of its size beside it."""
+    left, right = (factor.contiguous() for factor in product)
+    n_rows, n_columns = table.shape
+    narrow = table.dtype == torch.bfloat16
+    at_once = AT_ONCE if narrow else AT_ONCE // 2
+    program: Any = _teach_all[(triton.cdiv(n_rows, ROWS),)]
+    program(
+        left,
+        right,
+        total,
+        master,
+        table,
+        settings["lr"],
+        settings["eps"],
+        n_rows,
+        len(left),
+        n_columns=n_columns,
+        has_master=master is not table,
+        is_tensor=isinstance(settings["lr"], Tensor),
+        width=max(16, triton.next_power_of_2(n_columns)),
+        n_steps=triton.cdiv(len(left), at_once),
+        ROWS=ROWS,
+        AT_ONCE=at_once,
+        num_warps=8,
+        num_stages=3 if narrow else 2,
+    )
+
+
+@triton.jit(do_not_specialize=["n_factors"])
+def _teach_all(
+    left,
+    right,
+    total,
+    master,
+    table,
+    rate,
+    eps,
+    n_rows,
+    n_factors,
+    n_columns: tl.constexpr,
+    has_master: tl.constexpr,
+    is_tensor: tl.constexpr,
+    width: tl.constexpr,
+    n_steps: tl.constexpr,
+    ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """A program teaches ROWS rows."""
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, width)
+    there = rows < n_rows
+    g = tl.zeros((ROWS, width), tl.float32)
+    for step in range(n_steps):
+        factors = step * AT_ONCE + tl.arange(0, AT_ONCE)
+        known = (factors < n_factors)[:, None]
+        place = left + factors[:, None].to(tl.int64) * n_rows + rows[None, :]
+        one = tl.load(place, mask=known & there[None, :], other=0.0)
+        place = right + factors[:, None] * n_columns + columns[None, :]
+        other = tl.load(place, mask=known & (columns < n_columns)[None, :], other=0.0)
+        g = tl.dot(tl.trans(one), other, g, input_precision="tf32x3")
+    after = tl.load(total + rows, mask=there, other=0.0) + tl.sum(g * g, axis=1) / n_columns
+    tl.store(total + rows, after, mask=there)
+    scale = (tl.load(rate) if is_tensor else rate) / (tl.sqrt(after) + eps)
+    place = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
+    inside = there[:, None] & (columns < n_columns)[None, :]
+    weights = tl.load(master + place, mask=inside, other=0.0) - g * scale[:, None]
+    tl.store(master + place, weights, mask=inside)
+    if has_master:
+        tl.store(table + place, weights.to(table.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_named", "n_left", "left_stride", "left_step"])

@@ -26,6 +26,10 @@ class Deferring(Protocol):
         """The rest, after it."""
         ...
 
+    def practise_later(self) -> None:
+        """What the rest does when it does most; takes nothing away from what it waits for."""
+        ...
+
 
 class Grouped:
     """Steps its parts in turn. `param_groups` are the parts' own: a schedule sets lr = base_rate * factor in each."""
@@ -87,15 +91,19 @@ class Grouped:
         self._settle()
 
     @torch.no_grad()
-    def practise(self) -> list[Tensor]:
-        """Take `step_now` and take it back; what it added to each tensor that it writes to."""
+    def practise(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Take both parts of a step and take them back; what each added to every tensor that it writes to."""
         changed = [tensor for part in self.parts for tensor in _changed(part)]
         kept = [tensor.clone() for tensor in changed]
         self.step_now()
-        added = [tensor.float() - before for tensor, before in zip(changed, kept, strict=True)]
+        now = [tensor.float() - before for tensor, before in zip(changed, kept, strict=True)]
+        halfway = [tensor.clone() for tensor in changed]
+        for part in self._deferring:
+            part.practise_later()
+        later = [tensor.float() - before for tensor, before in zip(changed, halfway, strict=True)]
         for tensor, before in zip(changed, kept, strict=True):
             tensor.copy_(before)
-        return added
+        return now, later
 
     def has_state(self) -> bool:
         """Whether every parameter has the state that its first step makes."""

@@ -111,7 +111,10 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, weight: nn.Parameter, tokens: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(tokens)
         ctx.parts, ctx.scale = gradient_parts(weight), scale
-        return F.embedding(tokens, weight).float() * scale
+        kernels = kernels_of("livelm.models.ops.look_up_cuda") if weight.is_cuda else None
+        return (
+            F.embedding(tokens, weight).float() * scale if kernels is None else kernels.look_up(weight, tokens, scale)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:

@@ -1,79 +1,28 @@
-"""A block of the transformer for one lane of few tokens on CUDA: fifteen kernels forward and backward, not ninety.
-
-What 32 tokens cost a card is not arithmetic and not memory, it is the number of kernels that wait for one another, each
-some microseconds. So a kernel here is a whole stage: it norms what it reads as often as it needs it, because that is
-cheaper than another kernel, and it leaves the gradient of its weights where it has both factors at hand. Sums over the
-programs of a stage go through memory and are added in a fixed order by the next one: no atomics, equal bits each time.
-
-The truth it is tested against is the torch code of `models.transformer`.
-
-    attention: project (norm, product, compress, rotate) | attend, piece by piece | join | add (product, residual)
-    backward:  through the output map | attend | project | norm | sums
-    feed-forward: widen (norm, product, rectify) | add
-    backward:  through the second map | widen | norm | sums
-"""
+"""The two halves of a block as differentiable functions: which stages are launched, and on how many programs."""
 
 from typing import Any
 
 import torch
 import triton
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from livelm.models.ops import few_tokens_kernels as kernels
+from livelm.kernels.dependent_launch import DEPENDENT
+from livelm.models.ops.few_tokens import attention, feed_forward
+from livelm.models.ops.few_tokens.parts import INNER_AT_ONCE, WARPS
 
-MOST_TOKENS, MOST_CHANNELS = 64, 512
-"""What still fits into the registers and the shared memory of a multiprocessor."""
-ACTIVATIONS = {"relu": 1, "relu2": 2}
-
-
-def fits(module: Any, x: Float[Tensor, "B T D"], keys: Float[Tensor, "B C G K"]) -> bool:
-    """Whether a `transformer.Block` can go this way: one lane, few tokens, a full window, no gates, no adapters."""
-    c, maps = module.attention.config, (module.attention.project, module.attention.out, module.mlp.up, module.mlp.down)
-    return (
-        x.shape[0] == 1
-        and x.shape[1] <= MOST_TOKENS
-        and x.dtype == torch.float32
-        and keys.shape[1] == c.context >= x.shape[1]
-        and c.context % kernels.KEYS_AT_ONCE.value == 0
-        and c.kv_heads == c.n_heads
-        and c.d_model <= MOST_CHANNELS
-        and c.d_model % kernels.CHANNELS_AT_ONCE.value == 0
-        and c.hidden % kernels.HIDDEN_AT_ONCE.value == 0
-        and all(width >= 16 and width & (width - 1) == 0 for width in (c.d_head, c.d_key))
-        and not c.gate
-        and c.initial_state == "zero"
-        and all(type(linear) is nn.Linear for linear in maps)
-    )
+N_WARPS = {
+    "project_forward": WARPS.value,
+    "widen_forward": WARPS.value,
+    "add_forward": WARPS.value,
+}
+"""Of a program of each stage, where it is not four."""
 
 
-def block(
-    module: Any,
-    x: Float[Tensor, "1 T D"],
-    keys: Float[Tensor, "1 C H K"],
-    values: Float[Tensor, "1 C H E"],
-    bias: Float[Tensor, "1 1 T S"],
-    angles: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `transformer.Block` computes where it `fits`; of all keys and values only the newest C come back."""
-    attention, mlp = module.attention, module.mlp
-    compress = getattr(attention, "compress", None)
-    inputs = (x.contiguous(), keys.contiguous(), values.contiguous(), bias.contiguous(), *angles)
-    inputs += _norm_of(module.attention_norm)
-    x, k, v = _Attend.apply(  # type: ignore[misc]
-        *inputs, attention.project.weight, compress, attention.out.weight, attention.config, module.attention_norm.eps
-    )
-    activation = ACTIVATIONS["relu2" if mlp.squared else "relu"]
-    maps = (mlp.up.weight, mlp.up.bias, mlp.down.weight, mlp.down.bias)
-    y = _Widen.apply(x, *_norm_of(module.mlp_norm), *maps, activation, module.mlp_norm.eps)  # type: ignore[misc]
-    return y, k, v  # type: ignore[return-value]
+def _launch(stage: Any, grid: tuple[Any, ...], *arguments: Any, **constants: Any) -> None:
+    stage[grid](*arguments, **constants, **DEPENDENT, num_warps=N_WARPS.get(stage.__name__, 4))
 
 
-def _norm_of(norm: Any) -> tuple[Any, Any]:
-    return norm.weight, getattr(norm, "bias", None)
-
-
-class _Attend(torch.autograd.Function):
+class Attend(torch.autograd.Function):
     """x + out(attention(norm(x)))."""
 
     @staticmethod
@@ -93,29 +42,36 @@ class _Attend(torch.autograd.Function):
         c: Any,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """(1, T, D) the stream, and keys and values of the next window."""
         n_rows, n_channels = x.shape[1:]
         sizes = _sizes(n_rows, n_channels)
         heads = {"D_HEAD": c.d_head, "D_KEY": c.d_key}
         qk_eps = 1e-6 if c.qk_norm else 0.0
         raw = x.new_empty(n_rows, 3 * c.n_heads, c.d_head)
         compared, moments = x.new_empty(n_rows, 2 * c.n_heads, c.d_key), x.new_empty(2, n_rows)
-        kernels.project_forward[(3 * c.n_heads,)](
+        _launch(
+            attention.project_forward,
+            (3 * c.n_heads,),
             *(x, gain, shift, weight, compress, cos, sin, raw, compared, moments),
             *(n_rows, c.n_heads, n_channels, eps, qk_eps),
             **sizes,
             **heads,
         )
-        n_pieces = c.context // kernels.KEYS_AT_ONCE.value + 1  # of the window, and the new ones
+        n_pieces = c.context // attention.KEYS_AT_ONCE.value + 1  # of the window, and the new ones
         sums = x.new_empty(n_pieces, n_rows, c.n_heads, c.d_head)
         tops, totals = x.new_empty(2, n_pieces, c.n_heads, n_rows)
         after = torch.empty_like(keys), torch.empty_like(values)
-        kernels.attend_forward[(c.n_heads, n_pieces)](
+        _launch(
+            attention.attend_forward,
+            (c.n_heads, n_pieces),
             *(compared, raw, keys, values, bias, sums, tops, totals, *after, n_rows, c.n_heads, c.context),
             ROWS=sizes["ROWS"],
             **heads,
         )
         found, lengths = x.new_empty(n_rows, c.n_heads, c.d_head), x.new_empty(c.n_heads, n_rows)
-        kernels.join_forward[(c.n_heads,)](
+        _launch(
+            attention.join_forward,
+            (c.n_heads,),
             *(sums, tops, totals, found, lengths, n_rows, c.n_heads, n_pieces),
             PIECES=triton.next_power_of_2(n_pieces),
             ROWS=sizes["ROWS"],
@@ -133,26 +89,30 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the stream, the norm, the maps and `compress`."""
         dy, c = grads[0].contiguous(), ctx.c
         x, keys, values, bias, cos, sin, gain, shift, weight, compress, out, *kept = ctx.saved_tensors
         raw, compared, moments, found, lengths = kept
         n_rows, n_channels = x.shape[1:]
         n_padded = _sizes(n_rows, n_channels)["ROWS"]
         heads = {"D_HEAD": c.d_head, "D_KEY": c.d_key}
-        n_pieces: int = c.context // kernels.KEYS_AT_ONCE.value + 1
+        n_pieces: int = c.context // attention.KEYS_AT_ONCE.value + 1
         d_out, d_found = _back_through(out, found, dy, None, c.d_head)
         d_queries = x.new_empty(n_pieces, n_rows, c.n_heads, c.d_key)
         d_keys, d_values = x.new_empty(n_rows, c.n_heads, c.d_key), x.new_empty(n_rows, c.n_heads, c.d_head)
-        kernels.attend_backward[(c.n_heads, n_pieces)](
+        _launch(
+            attention.attend_backward,
+            (c.n_heads, n_pieces),
             *(compared, raw, keys, values, bias, found, lengths, d_found, d_queries, d_keys, d_values),
             *(n_rows, c.n_heads, c.context, len(d_found)),
             ROWS=n_padded,
-            num_warps=8,
             **heads,
         )
         d_weight, parts = torch.empty_like(weight), x.new_empty(3 * c.n_heads, n_rows, n_channels)
         d_compress = None if compress is None else x.new_empty(2 * c.n_heads, *compress.shape)
-        kernels.project_backward[(3 * c.n_heads, len(d_found))](
+        _launch(
+            attention.project_backward,
+            (3 * c.n_heads, len(d_found)),
             *(x, gain, shift, moments, weight, raw, compress, cos, sin, d_queries, d_keys, d_values, d_weight),
             *(d_compress, parts, n_rows, c.n_heads, n_channels, ctx.qk_eps, n_pieces),
             ROWS=n_padded,
@@ -162,7 +122,7 @@ class _Attend(torch.autograd.Function):
         return dx, None, None, None, None, None, d_gain, d_shift, d_weight, d_compress, d_out, None, None
 
 
-class _Widen(torch.autograd.Function):
+class Widen(torch.autograd.Function):
     """x + down(rectified(up(norm(x))))."""
 
     @staticmethod
@@ -178,11 +138,15 @@ class _Widen(torch.autograd.Function):
         activation: int,
         eps: float,
     ) -> Tensor:
+        """(1, T, D) the stream."""
         n_rows, n_channels = x.shape[1:]
         sizes = _sizes(n_rows, n_channels)
         h, moments = x.new_empty(n_rows, len(up)), x.new_empty(2, n_rows)
-        kernels.widen_forward[(len(up) // kernels.HIDDEN_AT_ONCE.value,)](
-            *(x, gain, shift, up, up_bias, h, moments, n_rows, len(up), n_channels, eps, activation), **sizes
+        _launch(
+            feed_forward.widen_forward,
+            (len(up) // feed_forward.HIDDEN_AT_ONCE.value,),
+            *(x, gain, shift, up, up_bias, h, moments, n_rows, len(up), n_channels, eps, activation),
+            **sizes,
         )
         y = _add(x, h, down, down_bias, len(up), sizes["ROWS"])
         ctx.save_for_backward(x, gain, shift, up, down, h, moments)
@@ -191,14 +155,17 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the stream, the norm and the maps."""
         dy = grads[0].contiguous()
         x, gain, shift, up, down, h, moments = ctx.saved_tensors
         n_rows, n_channels = x.shape[1:]
         d_down_bias, d_up_bias = (x.new_empty(n_channels), x.new_empty(len(up))) if ctx.biased else (None, None)
-        d_down, d_h = _back_through(down, h, dy, d_down_bias, kernels.HIDDEN_AT_ONCE.value)
-        n_parts: int = len(up) // kernels.HIDDEN_AT_ONCE.value
+        d_down, d_h = _back_through(down, h, dy, d_down_bias, feed_forward.HIDDEN_AT_ONCE.value)
+        n_parts: int = len(up) // feed_forward.HIDDEN_AT_ONCE.value
         d_up, parts = torch.empty_like(up), x.new_empty(n_parts, n_rows, n_channels)
-        kernels.widen_backward[(len(parts), len(d_h))](
+        _launch(
+            feed_forward.widen_backward,
+            (len(parts), len(d_h)),
             *(x, gain, shift, moments, up, h, d_h, d_up, d_up_bias, parts),
             *(n_rows, len(up), n_channels, ctx.activation, len(d_h)),
             ROWS=_sizes(n_rows, n_channels)["ROWS"],
@@ -211,9 +178,11 @@ def _back_through(weight: Tensor, h: Tensor, dy: Tensor, d_shift: Tensor | None,
     """Of y = h weight' + shift: the gradient of weight (and shift), and parts that add up to that of h."""
     n_channels, n_inner = weight.shape
     n_rows: int = dy.shape[1]
-    n_pieces = -(-n_channels // kernels.INNER_AT_ONCE.value)
+    n_pieces = -(-n_channels // INNER_AT_ONCE.value)
     d_weight, d_h = torch.empty_like(weight), h.new_empty(n_pieces, n_rows, n_inner)
-    kernels.back_through[(n_inner // n_units, n_pieces)](
+    _launch(
+        feed_forward.back_through,
+        (n_inner // n_units, n_pieces),
         *(weight, h, dy, d_weight, d_shift, d_h, n_rows, n_inner, n_channels),
         ROWS=_sizes(n_rows, n_channels)["ROWS"],
         UNITS=n_units,
@@ -224,8 +193,8 @@ def _back_through(weight: Tensor, h: Tensor, dy: Tensor, d_shift: Tensor | None,
 def _add(x: Tensor, h: Tensor, weight: Tensor, shift: Tensor | None, n_inner: int, n_padded: int) -> Tensor:
     """x + h weight' + shift."""
     y, (n_rows, n_channels) = torch.empty_like(x), x.shape[1:]
-    grid = (n_channels // kernels.CHANNELS_AT_ONCE.value,)
-    kernels.add_forward[grid](x, h, weight, shift, y, n_rows, n_channels, n_inner, ROWS=n_padded)
+    grid = (n_channels // feed_forward.CHANNELS_AT_ONCE.value,)
+    _launch(feed_forward.add_forward, grid, x, h, weight, shift, y, n_rows, n_channels, n_inner, ROWS=n_padded)
     return y
 
 
@@ -241,7 +210,9 @@ def _through_norm(
     """dx, and the gradients of gain and shift, from what `parts` add up to; and the sum of `others` on the way."""
     n_rows, n_channels = x.shape[1:]
     dx, d_norm = torch.empty_like(x), x.new_empty(n_rows, 2, n_channels)
-    kernels.norm_backward[(n_rows,)](
+    _launch(
+        feed_forward.norm_backward,
+        (n_rows,),
         *(x, gain, shift, moments, parts, dy, dx, d_norm, n_rows, len(parts), n_channels),
         PARTS=triton.next_power_of_2(len(parts)),
         CHANNELS=triton.next_power_of_2(n_channels),
@@ -249,8 +220,10 @@ def _through_norm(
     total = torch.empty_like(d_norm[0])
     other_total = None if others is None else torch.empty_like(others[0])
     n_others, size = (0, 0) if other_total is None else (len(others), other_total.numel())  # type: ignore[arg-type]
-    at_once = kernels.COLUMNS_AT_ONCE.value
-    kernels.add_up[(triton.cdiv(total.numel(), at_once) + triton.cdiv(size, at_once),)](
+    at_once = feed_forward.COLUMNS_AT_ONCE.value
+    _launch(
+        feed_forward.add_up,
+        (triton.cdiv(total.numel(), at_once) + triton.cdiv(size, at_once),),
         *(d_norm, total, n_rows, total.numel(), others, other_total, n_others, size),
         PARTS=triton.next_power_of_2(max(n_rows, n_others)),
     )
