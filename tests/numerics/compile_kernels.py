@@ -10,11 +10,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from livelm.models.ops import softmax_walk_cuda
+from livelm.kernels import many_tensors
+from livelm.models.ops import look_up_cuda, softmax_walk_cuda
 from livelm.models.ops.few_tokens import attention, feed_forward
 from livelm.models.ops.few_tokens.functions import N_WARPS
 from livelm.models.ops.few_tokens.window import _window
-from livelm.optim import deferred_cuda
+from livelm.optim import adamw_cuda, deferred_cuda
 
 SIZES = {"n_channels": 256, "ROWS": 32, "CHANNELS": 256, "D_HEAD": 32, "D_KEY": 32, "CONTEXT": 512, "eps": 1e-5}
 SIZES |= {"qk_eps": 1e-6, "N_INNER": 1024, "UNITS": 32, "ACTIVATION": 1, "N_PARTS": 4, "N_PIECES": 9, "PIECES": 16}
@@ -31,28 +32,22 @@ OPTIONAL = ("shift", "bias", "compress", "d_compress", "d_shift", "d_up_bias", "
 WALK = {"N_STEPS": 16, "BACK": True, "N_PROGRAMS": 132, "N_SUMMED": 64, "WIDTH_SUMMED": 64}
 TEACH = {"n_columns": 256, "has_product": True, "has_master": True, "is_tensor": True}
 TEACH |= {"n_rows": 32, "n_factors": 32, "width": 256, "height": 16}
+LISTS = {"SIZES": (65536, 256, 1024) * 15, "FIRSTS": tuple(range(45)), "PIECE": 8192, "SUMS": 512}
+LISTS |= {"beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.1}
 KINDS = dict.fromkeys(("targets", "rows", "kept", "position", "documents_after", "position_after"), "*i64")
-KINDS |= {"starts": "*i1", "frequencies": "*fp64"}
-NUMBERS = (
-    "n_rows",
-    "n_heads",
-    "n_hidden",
-    "n_inner",
-    "n_parts",
-    "n_first",
-    "n_second",
-    "first_size",
-    "second_size",
-    "n_new",
-)
+KINDS |= {"most": "fp32", "scale": "fp32", "starts": "*i1", "frequencies": "*fp64"}
+NUMBERS = ("n_rows", "n_heads", "n_hidden", "n_inner", "n_parts", "n_first", "n_second", "first_size", "second_size")
 NUMBERS += ("n", "grad_step", "n_named", "n_left", "left_stride", "left_step")
+NUMBERS += ("n_new", "n_factors", "n_sums", "before", "width")
 
 
-def shared_bytes(kernel: Any, constants: dict[str, Any], kinds: dict[str, str], **options: int) -> int:
+def shared_bytes(kernel: Any, constants: dict[str, Any], kinds: dict[str, Any], **options: int) -> int:
     """Compile one; `kinds` are types of arguments that are not pointers to float32."""
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
+    tuples = [(i, j) for i, n in enumerate(names) if isinstance(signature[n], tuple) for j in range(len(signature[n]))]
+    divisible |= {place: [["tt.divisibility", 16]] for place in tuples}
     known = {name: value for name, value in constants.items() if name in signature}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
@@ -75,6 +70,15 @@ def main() -> None:
             found[f"{name} {kind}"] = shared_bytes(getattr(softmax_walk_cuda, name), options | WALK, kinds, **flags)
         kinds = plain | dict.fromkeys(("left", "right", "table"), kind) | {"eps": "fp32"}
         found[f"teach {kind}"] = shared_bytes(deferred_cuda._teach, TEACH, kinds)
+        options = TEACH | deferred_cuda.pass_options(torch.empty(1000, 256, dtype=dtype), 512)
+        flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+        found[f"teach all {kind}"] = shared_bytes(deferred_cuda._teach_all, options, kinds, **flags)
+        found[f"look up {kind}"] = shared_bytes(look_up_cuda._look_up, {"WIDTH": 256}, kinds | {"tokens": "*i64"})
+    lists: dict[str, Any] = dict.fromkeys(("tensors", "weights", "gradients", "means", "squares", "steps"), "*fp32")
+    lists |= dict.fromkeys(("sources", "targets"), "*i32")
+    for kernel in (many_tensors._copy, many_tensors._square_sums, many_tensors._shorten, adamw_cuda._step):
+        kinds = plain | {name: (kind,) * 45 for name, kind in lists.items()}
+        found[kernel.__name__] = shared_bytes(kernel, LISTS, kinds, num_warps=8)
     print(json.dumps(found))
 
 

@@ -74,8 +74,10 @@ def test_captured_updates_are_plain_ones(variant: str, optimizer: str) -> None:
     read = batches(40)
     plain, captured = (build(kind, variant, optimizer=optimizer) for kind in (Learner, CapturedLearner))
     pairs = list(zip(learn(plain, read), learn(captured, read), strict=True))
-    for one, other in pairs[:8]:  # rounding grows from update to update
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    # rounding grows from update to update, and Muon's products and such a table round to bfloat16
+    limit = 1e-2 if optimizer == "muon" or variant == "bfloat16" else 1e-3
+    for one, other in pairs[:8]:
+        torch.testing.assert_close(one, other, rtol=limit, atol=limit)
     for one, other in pairs:
         torch.testing.assert_close(one.mean(), other.mean(), rtol=5e-3, atol=5e-3)
     assert captured._captured is not None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 TILE = 4096
 """Numbers that one program adds up at a time: 32 for each thread of four warps."""
-ROWS = 128
-"""Rows of a program of a pass over the table: what two warp groups multiply at once."""
+ROWS = 64
+"""Rows of a program of a pass over the table: with more, their sums and weights do not fit into the registers."""
 AT_ONCE = 64
 """Tokens whose factors it multiplies while it loads the next."""
 WIDEST_PASS = 256
@@ -71,10 +71,8 @@ def teach_all(
 ) -> None:
     """One step for every row, by left' right: one pass over the table, and nothing of its size beside it."""
     left, right = (factor.contiguous() for factor in product)
-    n_rows, n_columns = table.shape
-    narrow = table.dtype == torch.bfloat16
-    at_once = AT_ONCE if narrow else AT_ONCE // 2
-    program: Any = _teach_all[(triton.cdiv(n_rows, ROWS),)]
+    options = pass_options(table, len(left))
+    program: Any = _teach_all[(triton.cdiv(len(table), options["ROWS"]),)]
     program(
         left,
         right,
@@ -83,18 +81,23 @@ def teach_all(
         table,
         settings["lr"],
         settings["eps"],
-        n_rows,
+        len(table),
         len(left),
-        n_columns=n_columns,
         has_master=master is not table,
         is_tensor=isinstance(settings["lr"], Tensor),
-        width=max(16, triton.next_power_of_2(n_columns)),
-        n_steps=triton.cdiv(len(left), at_once),
-        ROWS=ROWS,
-        AT_ONCE=at_once,
-        num_warps=8,
-        num_stages=3 if narrow else 2,
+        **options,
     )
+
+
+def pass_options(table: Float[Tensor, "V D"], n_factors: int) -> dict[str, Any]:
+    """How a pass over a table is compiled: in float32, which is split in three, with half the rows and tokens."""
+    narrow = table.dtype == torch.bfloat16
+    rows, at_once = (ROWS, AT_ONCE) if narrow else (ROWS // 2, AT_ONCE // 2)
+    width = max(16, triton.next_power_of_2(table.shape[1]))
+    # at least a loop: see `softmax_walk_cuda.LEAST_STEPS`
+    shape = {"n_columns": table.shape[1], "width": width, "n_steps": max(2, triton.cdiv(n_factors, at_once))}
+    launch = {"num_warps": 8, "num_stages": 3 if narrow else 2}
+    return shape | {"ROWS": rows, "AT_ONCE": at_once} | launch
 
 
 @triton.jit(do_not_specialize=["n_factors"])

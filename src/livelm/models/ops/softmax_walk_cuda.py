@@ -26,6 +26,9 @@ STATES = 32
 """Hidden states of one program: with more, as many programs share what the cache holds of the same rows."""
 ROWS = 64
 """Rows of the table between reading and multiplying back: the least that a warp group of Hopper multiplies."""
+LEAST_STEPS = 2
+"""Blocks of rows of a program: with one there is no loop, and what Triton 3.6 makes of that in bfloat16 multiplies back
+what it should not on Hopper (`compute-sanitizer` finds reads outside of shared memory)."""
 WIDEST = 256
 """Numbers of a row, for each of which a program has `STATES` sums in its registers."""
 _N_SUMMED, _WIDTH_SUMMED = 64, 64  # of the programs' results at once, so that all multiprocessors add
@@ -92,7 +95,7 @@ def grade_on_cuda(
     n, n_rows, d = len(h), *weight.shape
     n_slices = max(1, -(-n // STATES))
     n_programs = max(1, n_multiprocessors(weight.device) // n_slices)
-    n_steps = -(-n_rows // (n_programs * ROWS))
+    n_steps = max(LEAST_STEPS, -(-n_rows // (n_programs * ROWS)))
     exps = torch.empty(n, n_rows, dtype=weight.dtype, device=h.device)
     nats, total = torch.empty(n, device=h.device), torch.empty(n, device=h.device)
     totals = torch.empty(n_programs, n, device=h.device)
