@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for a card run here too, slowly; read when triton is imported
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # some tests want deterministic algorithms of a card
 
 torch.set_num_threads(1)  # small models: two threads that wait for one another on a busy machine take ten times as long
 

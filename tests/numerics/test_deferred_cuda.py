@@ -169,15 +169,15 @@ def test_the_optimizer_learns_the_same(n_products: int, dtype: torch.dtype, monk
 @pytest.mark.parametrize(("sizes", "together"), [([4] * 5, True), ([4, 2, 3, 1], True), ([1, 3, 9], False)])
 def test_factors_are_kept_one_after_another_where_there_is_room(sizes: list[int], together: bool) -> None:
     pieces = [torch.randn(n, 7) for n in sizes]
-    kept: list[Tensor] = []
-    for piece in pieces:
-        kept.append(deferred._copied_after(kept, piece, 5))
-    assert all(torch.equal(one, other) for one, other in zip(kept, pieces, strict=True))
-    stacked = deferred._stacked(kept)
-    assert torch.equal(stacked, torch.cat(pieces))
-    assert (stacked.data_ptr() == kept[0].data_ptr()) == together
+    memory = deferred._Memory(pieces[0], 5)
+    for _ in range(2):  # the second time where it was the first time
+        kept = [memory.copy(piece, sum(sizes[:i])) for i, piece in enumerate(pieces)]
+        assert all(torch.equal(one, other) for one, other in zip(kept, pieces, strict=True))
+        stacked = deferred._stacked(kept)
+        assert torch.equal(stacked, torch.cat(pieces))
+        assert (stacked.data_ptr() == kept[0].data_ptr()) == together
     resumed = deferred._copy(kept[:2], torch.device("cpu"))
-    resumed.append(deferred._copied_after(resumed, pieces[0], 5))
+    resumed.append(memory.copy(pieces[0], sum(sizes[:2])))
     assert torch.equal(deferred._stacked(resumed), torch.cat([*pieces[:2], pieces[0]]))
 
 

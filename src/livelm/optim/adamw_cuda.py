@@ -1,7 +1,5 @@
 """AdamW for many small tensors in one launch: torch's leaves most of a card idle below ten million weights."""
 
-from typing import Any
-
 import torch
 import triton.language as tl
 
@@ -24,13 +22,13 @@ def takes(optimizer: torch.optim.AdamW) -> bool:
 @torch.no_grad()
 def step(optimizer: torch.optim.AdamW) -> None:
     """What the optimizer's own step does (Loshchilov and Hutter 2019, algorithm 2)."""
+    every = [optimizer.state[weight] for group in optimizer.param_groups for weight in group["params"]]
+    torch._foreach_add_([state["step"] for state in every], 1)  # pyright: ignore[reportPrivateImportUsage]
     for group in optimizer.param_groups:
         weights = group["params"]
-        states: list[dict[str, Any]] = [optimizer.state[weight] for weight in weights]
         gradients = [weight.grad for weight in weights]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
-        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        states = [optimizer.state[weight] for weight in weights]
+        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         beta1, beta2 = group["betas"]
         numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
         launch(_step, [weights, gradients, means, squares, steps], *numbers)
@@ -60,13 +58,14 @@ def _step(
     n_steps = steps[0]
     for i in tl.static_range(1, len(SIZES)):  # pyright: ignore  # what the compiler unrolls
         n_steps = tl.where(tl.program_id(0) >= FIRSTS[i], steps[i], n_steps)
+    # nothing that is read here was written by the launch before but the number of steps
+    w, g = tl.load(weight, mask=inside, other=0.0), tl.load(gradient, mask=inside, other=0.0)
+    m, v = tl.load(mean, mask=inside, other=0.0), tl.load(square, mask=inside, other=0.0)
+    lr = tl.load(rate)
     wait_for_last()
     n = tl.load(n_steps).to(tl.float64)
     bias1 = (1.0 - tl.exp(n * tl.log(tl.full((), beta1, tl.float64)))).to(tl.float32)
     bias2 = (1.0 - tl.exp(n * tl.log(tl.full((), beta2, tl.float64)))).to(tl.float32)
-    lr = tl.load(rate)
-    w, g = tl.load(weight, mask=inside, other=0.0), tl.load(gradient, mask=inside, other=0.0)
-    m, v = tl.load(mean, mask=inside, other=0.0), tl.load(square, mask=inside, other=0.0)
     m += (1.0 - beta1) * (g - m)
     v = beta2 * v + (1.0 - beta2) * g * g
     w *= 1.0 - lr * weight_decay

@@ -55,6 +55,7 @@ class DeferredAdagrad(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], *, every: int = 16, eps: float = 1e-12) -> None:
         super().__init__(groups, {"every": every, "eps": eps})
+        self._memory: dict[Tensor, tuple[_Memory, ...]] = {}
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: the graded graph is the one differentiated
@@ -149,18 +150,26 @@ class DeferredAdagrad(Optimizer):
     def _keep(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
         """Let the products wait, for at most `every` updates."""
         state = self.state[table]
-        # a graph that was captured writes its next factors where the last ones are
-        for left, right in parts.products:
-            state["left"].append(_copied_after(state["left"], left, group["every"]) if table.is_cuda else left)
-            state["right"].append(right.clone() if table.is_cuda else right)
+        for factors in parts.products:
+            if table.is_cuda:  # a graph that was captured writes its next factors where the last ones are
+                factors = self._copied(table, factors, group["every"])
+            state["left"].append(factors[0])
+            state["right"].append(factors[1])
         state["n_waiting"] += 1
+
+    def _copied(self, table: Tensor, factors: tuple[Tensor, Tensor], every: int) -> tuple[Tensor, ...]:
+        """Copies of both factors, right after the last that wait where there is room for `every` of the first size."""
+        if (memory := self._memory.get(table)) is None:
+            memory = self._memory[table] = tuple(_Memory(factor, every) for factor in factors)
+        place = sum(map(len, self.state[table]["left"]))
+        return tuple(own.copy(factor, place) for own, factor in zip(memory, factors, strict=True))
 
     def _pass_over(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
         """Teach every row what waits for it."""
         state = self.state[table]
         kernels = _kernels(table, [])
         if state["left"] and kernels is not None and table.shape[1] <= kernels.WIDEST_PASS:
-            factors = _stacked(state["left"]), torch.cat(state["right"])
+            factors = _stacked(state["left"]), _stacked(state["right"])
             kernels.teach_all(table, state.get("master", table), state["predicted"], factors, group)
         else:
             for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
@@ -225,19 +234,24 @@ def _pending(state: dict[str, Any], n_rows: int, n_at_once: int) -> Iterator[tup
         yield rows, (left @ right).float()
 
 
-def _copied_after(kept: list[Tensor], new: Tensor, n_most: int) -> Tensor:
-    """A copy of (N, V) numbers, right after the last of `kept` where there is room: `n_most` of the first are foreseen.
+class _Memory:
+    """Where factors on a card wait, one after another: in the end all of them are one matrix, without a copy.
 
-    So that all of them are one matrix in the end, which need not be put together: twice the bytes of the table, for
-    512 rows of bfloat16.
+    That of 512 rows in bfloat16 is twice the bytes of the table.
     """
-    if not kept:
-        return new.new_empty(n_most * len(new), new.shape[1])[: len(new)].copy_(new)
-    last = kept[-1]
-    start = last.storage_offset() + last.numel()
-    if not last.is_contiguous() or (start + new.numel()) * new.element_size() > last.untyped_storage().nbytes():
-        return new.clone()
-    return last.as_strided(new.shape, (new.shape[1], 1), start).copy_(new)
+
+    def __init__(self, first: Tensor, n_most: int) -> None:
+        self._all = first.new_empty(n_most * len(first), first.shape[1])
+        self._places: dict[tuple[int, int], Tensor] = {}
+
+    def copy(self, new: Tensor, place: int) -> Tensor:
+        """A copy of some rows, from row `place` on if there is room."""
+        there = self._places.get((place, len(new)))  # found again each time: a slice costs the host as much as a copy
+        if there is None:
+            if place + len(new) > len(self._all):
+                return new.clone()
+            there = self._places[place, len(new)] = self._all[place : place + len(new)]
+        return there.copy_(new)
 
 
 def _stacked(pieces: list[Tensor]) -> Tensor:

@@ -22,10 +22,18 @@ KEYS_AT_ONCE = tl.constexpr(64)
 
 
 @jit
-def _compare(raw, compress, qk_eps: tl.constexpr, D_HEAD: tl.constexpr, D_KEY: tl.constexpr):
+def _matrix(compress, D_HEAD: tl.constexpr, D_KEY: tl.constexpr):
+    """(E, K) that heads are compared through; nothing where they are compared as they are."""
+    if compress is None:
+        return 0.0
+    else:
+        return load(compress, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
+
+
+@jit
+def _compare(raw, matrix, COMPRESSED: tl.constexpr, qk_eps: tl.constexpr, D_KEY: tl.constexpr):
     """A head as it is compared, before it is turned, and what its length divides it by (1 without norm)."""
-    if compress is not None:
-        matrix = load(compress, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
+    if COMPRESSED:
         raw = tl.dot(raw, matrix, input_precision=PRECISION)
     scale = tl.full((raw.shape[0],), 1.0, tl.float32)
     if qk_eps > 0:
@@ -34,16 +42,15 @@ def _compare(raw, compress, qk_eps: tl.constexpr, D_HEAD: tl.constexpr, D_KEY: t
 
 
 @jit
-def _turned(first, second, cos, sin, n_rows, ROWS: tl.constexpr, D_KEY: tl.constexpr, BACK: tl.constexpr):
-    """Both halves (ROWS, K / 2) of x cos + roll(x) sin, or, BACK, of x cos + roll(x sin): its transpose."""
+def _angles(cos, sin, n_rows, ROWS: tl.constexpr, D_KEY: tl.constexpr):
+    """Cosines and sines (ROWS, K / 2) of the first and of the second half of the channels."""
     half: tl.constexpr = D_KEY // 2
-    cos_first = load(cos, n_rows, half, D_KEY, ROWS, half)
-    cos_second = load(cos + half, n_rows, half, D_KEY, ROWS, half)
-    sin_first = load(sin, n_rows, half, D_KEY, ROWS, half)
-    sin_second = load(sin + half, n_rows, half, D_KEY, ROWS, half)
-    if BACK:
-        return first * cos_first + second * sin_second, second * cos_second + first * sin_first
-    return first * cos_first + second * sin_first, second * cos_second + first * sin_second
+    return (
+        load(cos, n_rows, half, D_KEY, ROWS, half),
+        load(cos + half, n_rows, half, D_KEY, ROWS, half),
+        load(sin, n_rows, half, D_KEY, ROWS, half),
+        load(sin + half, n_rows, half, D_KEY, ROWS, half),
+    )
 
 
 @jit
@@ -73,6 +80,8 @@ def project_forward(
     rows = load(weight + head * D_HEAD * n_channels, D_HEAD, n_channels, n_channels, D_HEAD, CHANNELS)
     g = load_row(gain, n_channels, CHANNELS)[None, :]
     s = 0.0 if shift is None else load_row(shift, n_channels, CHANNELS)[None, :]
+    matrix = _matrix(compress, D_HEAD, D_KEY)
+    cos_first, cos_second, sin_first, sin_second = _angles(cos, sin, n_rows, ROWS, D_KEY)
     wait_for_last()
     read = load(x, n_rows, n_channels, n_channels, ROWS, CHANNELS)
     unit, mean, scale = norm(read, n_channels, eps, shift is not None)
@@ -82,13 +91,12 @@ def project_forward(
     store(raw + head * D_HEAD, said, n_rows, D_HEAD, 3 * n_heads * D_HEAD, ROWS, D_HEAD)
     if head < 2 * n_heads:
         half: tl.constexpr = D_KEY // 2
-        c, length = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
+        c, length = _compare(said, matrix, compress is not None, qk_eps, D_KEY)
         c *= length[:, None]
         first, second = tl.split(tl.permute(tl.reshape(c, (ROWS, 2, half)), (0, 2, 1)))
-        first, second = _turned(first, second, cos, sin, n_rows, ROWS, D_KEY, False)
         to, step = compared + head * D_KEY, 2 * n_heads * D_KEY
-        store(to, first, n_rows, half, step, ROWS, half)
-        store(to + half, second, n_rows, half, step, ROWS, half)
+        store(to, first * cos_first + second * sin_first, n_rows, half, step, ROWS, half)
+        store(to + half, second * cos_second + first * sin_second, n_rows, half, step, ROWS, half)
 
 
 @jit
@@ -286,6 +294,10 @@ def project_backward(
     else:
         half: tl.constexpr = D_KEY // 2
         said = load(raw + head * D_HEAD, n_rows, D_HEAD, 3 * value_step, ROWS, D_HEAD)
+        matrix = _matrix(compress, D_HEAD, D_KEY)
+        cos_first, cos_second, sin_first, sin_second = _angles(cos, sin, n_rows, ROWS, D_KEY)
+        if qk_eps > 0:
+            plain, length = _compare(said, matrix, compress is not None, qk_eps, D_KEY)
         wait_for_last()
         if head < n_heads:
             at, size = d_queries + head * D_KEY, n_rows * key_step
@@ -295,17 +307,15 @@ def project_backward(
             at = d_keys + (head - n_heads) * D_KEY
             first = load(at, n_rows, half, key_step, ROWS, half)
             second = load(at + half, n_rows, half, key_step, ROWS, half)
-        first, second = _turned(first, second, cos, sin, n_rows, ROWS, D_KEY, True)
-        dc = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (ROWS, D_KEY))
+        turned = first * cos_first + second * sin_second, second * cos_second + first * sin_first
+        dc = tl.reshape(tl.permute(tl.join(*turned), (0, 2, 1)), (ROWS, D_KEY))
         if qk_eps > 0:
-            plain, length = _compare(said, compress, qk_eps, D_HEAD, D_KEY)
-            along = tl.sum(plain * dc, axis=1) / D_KEY
+            along = tl.sum(plain * dc, axis=1) / D_KEY  # pyright: ignore  # both are known when it compiles
             dc = length[:, None] * (dc - plain * (length * length * along)[:, None])
         if compress is not None:
             if piece == 0:
                 part = tl.dot(tl.trans(said), dc, input_precision=PRECISION)
                 store(d_compress + head * D_HEAD * D_KEY, part, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
-            matrix = load(compress, D_HEAD, D_KEY, D_KEY, D_HEAD, D_KEY)
             dz = tl.dot(dc, tl.trans(matrix), input_precision=PRECISION)
         else:
             dz = dc

@@ -21,8 +21,10 @@ from livelm.models.ops.few_tokens.parts import (
     summed,
 )
 
-HIDDEN_AT_ONCE = tl.constexpr(32)
+WIDENED_AT_ONCE = tl.constexpr(16)
 """Hidden units of a program of the feed-forward layer."""
+HIDDEN_AT_ONCE = tl.constexpr(32)
+"""The same on the way back, where each leaves a part of the norm's gradient that has to be added up."""
 CHANNELS_AT_ONCE = tl.constexpr(8)
 """Channels of a program that adds to the stream: few, so that there are many programs."""
 ADDED_AT_ONCE = tl.constexpr(256)
@@ -81,11 +83,11 @@ def widen_forward(
     CHANNELS: tl.constexpr,
 ):
     """A program is some units of h = rectified(norm(x) weight' + bias), (T, F)."""
-    first = tl.program_id(0) * HIDDEN_AT_ONCE
-    rows = load(weight + first * n_channels, HIDDEN_AT_ONCE, n_channels, n_channels, HIDDEN_AT_ONCE, CHANNELS)
+    first = tl.program_id(0) * WIDENED_AT_ONCE
+    rows = load(weight + first * n_channels, WIDENED_AT_ONCE, n_channels, n_channels, WIDENED_AT_ONCE, CHANNELS)
     g = load_row(gain, n_channels, CHANNELS)[None, :]
     s = 0.0 if shift is None else load_row(shift, n_channels, CHANNELS)[None, :]
-    b = 0.0 if bias is None else tl.load(bias + first + tl.arange(0, HIDDEN_AT_ONCE))[None, :]
+    b = 0.0 if bias is None else tl.load(bias + first + tl.arange(0, WIDENED_AT_ONCE))[None, :]
     wait_for_last()
     read = load(x, n_rows, n_channels, n_channels, ROWS, CHANNELS)
     unit, mean, scale = norm(read, n_channels, eps, shift is not None)
@@ -94,7 +96,7 @@ def widen_forward(
     z = tl.maximum(tl.sum(shared_product(unit * g + s, rows), axis=0) + b, 0.0)
     if ACTIVATION == 2:
         z *= z
-    store(h + first, z, n_rows, HIDDEN_AT_ONCE, n_hidden, ROWS, HIDDEN_AT_ONCE)
+    store(h + first, z, n_rows, WIDENED_AT_ONCE, n_hidden, ROWS, WIDENED_AT_ONCE)
 
 
 @jit

@@ -14,6 +14,7 @@ N_WARPS = {
     "project_forward": WARPS.value,
     "widen_forward": WARPS.value,
     "add_forward": WARPS.value,
+    "norm_backward": 8,
 }
 """Of a program of each stage, where it is not four."""
 
@@ -144,7 +145,7 @@ class Widen(torch.autograd.Function):
         h, moments = x.new_empty(n_rows, len(up)), x.new_empty(2, n_rows)
         _launch(
             feed_forward.widen_forward,
-            (len(up) // feed_forward.HIDDEN_AT_ONCE.value,),
+            (len(up) // feed_forward.WIDENED_AT_ONCE.value,),
             *(x, gain, shift, up, up_bias, h, moments, n_rows, len(up), n_channels, eps, activation),
             **sizes,
         )
