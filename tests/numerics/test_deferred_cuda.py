@@ -181,6 +181,27 @@ def test_factors_are_kept_one_after_another_where_there_is_room(sizes: list[int]
     assert torch.equal(deferred._stacked(resumed), torch.cat([*pieces[:2], pieces[0]]))
 
 
+def test_practice_leaves_alone_what_waits() -> None:
+    table = torch.nn.Parameter(make_table(24, torch.float32).to(DEVICE))
+    optimizer = DeferredAdagrad([{"params": [table], "lr": 0.05}], every=4)
+    for seed in range(2):
+        table.gradient_parts = moved(make_parts(9, 24, torch.float32, seed))  # type: ignore[attr-defined]
+        optimizer.step()
+    state = optimizer.state[table]
+    waiting = list(zip(state["left"], state["right"], strict=True))
+    state["left"], state["right"] = [], []
+    for factors in waiting:  # as on a card, whatever this is
+        left, right = optimizer._copied(table, factors, 4)
+        state["left"].append(left)
+        state["right"].append(right)
+    kept = {name: [tensor.clone() for tensor in state[name]] for name in ("left", "right")}
+    table.gradient_parts = moved(make_parts(9, 24, torch.float32, 2))  # type: ignore[attr-defined]
+    optimizer.practise_later()
+    assert state["n_waiting"] == 2
+    for name, tensors in kept.items():
+        assert all(torch.equal(one, other) for one, other in zip(state[name], tensors, strict=True))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 @both_types
 def test_a_captured_step_is_a_plain_one(dtype: torch.dtype) -> None:

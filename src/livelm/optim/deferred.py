@@ -79,21 +79,19 @@ class DeferredAdagrad(Optimizer):
     def step_later(self) -> None:
         """Keep the rest of the products until it is time for a pass over the table."""
         for table, parts, group in self._tables():
+            state = self.state[table]
             self._keep(table, parts, group)
-            if self.state[table]["n_waiting"] >= group["every"]:
-                self._pass_over(table, parts, group)
+            if state["n_waiting"] >= group["every"]:
+                self._pass_over(table, list(zip(state["left"], state["right"], strict=True)), group)
+                parts.spare[:] = [] if table.is_cuda else state["left"]
+                state["left"], state["right"], state["n_waiting"] = [], [], 0
             parts.clear()
 
     @torch.no_grad()
     def practise_later(self) -> None:
         """A pass over the table with the products of this update alone; what waits goes on waiting."""
         for table, parts, group in self._tables():
-            state = self.state[table]
-            kept = {name: state[name] for name in ("left", "right", "n_waiting")}
-            state |= {"left": [], "right": [], "n_waiting": 0}
-            self._keep(table, parts, group)
-            self._pass_over(table, parts, group)
-            state |= kept
+            self._pass_over(table, parts.products, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradient of the current update; what earlier updates left pending stays."""
@@ -164,18 +162,19 @@ class DeferredAdagrad(Optimizer):
         place = sum(map(len, self.state[table]["left"]))
         return tuple(own.copy(factor, place) for own, factor in zip(memory, factors, strict=True))
 
-    def _pass_over(self, table: Tensor, parts: Parts, group: dict[str, Any]) -> None:
-        """Teach every row what waits for it."""
-        state = self.state[table]
-        kernels = _kernels(table, [])
-        if state["left"] and kernels is not None and table.shape[1] <= kernels.WIDEST_PASS:
-            factors = _stacked(state["left"]), _stacked(state["right"])
-            kernels.teach_all(table, state.get("master", table), state["predicted"], factors, group)
-        else:
-            for rows, gradient in _pending(state, len(table), len(table) if table.is_cuda else ROWS_AT_ONCE):
-                _descend(table, state, "predicted", rows, gradient, group)
-        parts.spare[:] = [] if table.is_cuda else state["left"]
-        state["left"], state["right"], state["n_waiting"] = [], [], 0
+    def _pass_over(self, table: Tensor, products: Named, group: dict[str, Any]) -> None:
+        """Teach every row what is in the products."""
+        if not products:
+            return
+        state, kernels = self.state[table], _kernels(table, [])
+        left, right = (list(factors) for factors in zip(*products, strict=True))
+        if kernels is not None and table.shape[1] <= kernels.WIDEST_PASS:
+            kernels.teach_all(
+                table, state.get("master", table), state["predicted"], (_stacked(left), _stacked(right)), group
+            )
+            return
+        for rows, gradient in _pending(left, right, len(table) if table.is_cuda else ROWS_AT_ONCE):
+            _descend(table, state, "predicted", rows, gradient, group)
 
 
 def _roles(parts: Parts) -> Iterator[tuple[str, Named, Named]]:
@@ -220,18 +219,14 @@ def _take_rows_on_cuda(named: Named, products: Named) -> tuple[Tensor, Tensor]:
     return rows, gradient
 
 
-def _pending(state: dict[str, Any], n_rows: int, n_at_once: int) -> Iterator[tuple[slice, Tensor]]:
-    """The gradient that waited, a slice of rows at a time."""
-    if not state["left"]:
-        return
-    right = torch.cat(state["right"])
+def _pending(lefts: list[Tensor], rights: list[Tensor], n_at_once: int) -> Iterator[tuple[slice, Tensor]]:
+    """The gradient that waited in the factors of products, a slice of rows at a time."""
+    right, n_rows = torch.cat(rights), lefts[0].shape[1]
     for start in range(0, n_rows, n_at_once):
         rows = slice(start, min(start + n_at_once, n_rows))
-        if right.is_cuda:
-            left = _stacked(state["left"])[:, rows].T
-        else:  # rows of the transpose: they lie together where the table was walked
-            left = torch.cat([left.T[rows] for left in state["left"]], dim=1)
-        yield rows, (left @ right).float()
+        # on a CPU rows of the transpose: they lie together where the table was walked
+        cut = _stacked(lefts)[:, rows].T if right.is_cuda else torch.cat([left.T[rows] for left in lefts], dim=1)
+        yield rows, (cut @ right).float()
 
 
 class _Memory:
