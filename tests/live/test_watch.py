@@ -218,6 +218,7 @@ def test_failures_are_tried_again_and_refusals_and_redirects_are_not(receiver: R
     assert "404" in str(hook.trouble)
 
 
+@pytest.mark.alone
 def test_a_receiver_that_drips_or_hangs_holds_nothing_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "DEADLINE_S", 0.5)
     monkeypatch.setattr(webhook, "TIMEOUT_S", 0.4)
