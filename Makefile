@@ -3,28 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# one process per core; tests of one file share servers and trained runs. Those of tests/live mind neighbours: `make
-# test` runs them one after another
+# one process per core; tests of one file share servers and trained runs
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: demo test test-cuda check bench docs golden format clean
+.PHONY: demo test test-cuda check lint fast slow bench docs golden format clean
+.NOTPARALLEL: # each uses every core
 
 demo: $(READY)  ## crawl this Python's documentation, served here, and learn from it for a minute
 	$(BIN)/livelm run demo: --for 60s
 
-test: $(READY)  ## every test
-	$(PYTEST) --ignore=tests/live
-	$(BIN)/pytest tests/live
+test: fast slow  ## every test
 
 test-cuda: $(READY)  ## what needs a CUDA device; a file each, as an error of the device ends its process
 	for file in few_tokens walk_on_cuda deferred_cuda cuda; do $(BIN)/pytest tests/numerics/test_$$file.py || exit; done
 	$(BIN)/pytest tests/conformance/test_models.py --device cuda
 
-check: $(READY)  ## lint, types, layers and the fast tests
+check: lint fast  ## lint, types, layers and the fast tests
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fast: $(READY)
 	$(PYTEST) -m "not slow"
+
+slow: $(READY)
+	$(PYTEST) -m "slow and not alone"
+	$(BIN)/pytest -m "slow and alone"
 
 bench: $(READY)  ## the benchmarks; minutes to hours, each prints ratios and keeps a record
 	$(BIN)/python -m bench

@@ -19,6 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - torch imports it at the first optimizer: once here, not in each child
+
 from bench.record import keep
 from livelm.config import load_recipe
 from livelm.run import resume, run_session, start

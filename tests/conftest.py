@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,19 +73,23 @@ class Said:
     err: str
 
 
-@pytest.fixture
-def livelm_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
+@pytest.fixture(scope="session")
+def livelm_here() -> Callable[..., Said]:
     """The same command line in this process: without the seconds that a new one takes to begin."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments: Any, code: int = 0) -> Said:
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["livelm", *map(str, arguments)])
-            patch.setattr(sys, "stdout", out)
-            patch.setattr(sys, "stderr", err)
-            with pytest.raises(SystemExit) as left:
-                main()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["livelm", *map(str, arguments)])
+                patch.setattr(sys, "stdout", out)
+                patch.setattr(sys, "stderr", err)
+                with pytest.raises(SystemExit) as left:
+                    main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         said = []
         for stream in (out, err):
             stream.flush()
@@ -95,9 +99,7 @@ def livelm_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]
         assert "Traceback" not in said[1]
         return Said(found, *said)
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 @pytest.fixture(scope="session")

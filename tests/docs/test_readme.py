@@ -147,11 +147,11 @@ def test_a_command_in_the_docs_works(
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(tmp_path_factory: pytest.TempPathFactory, livelm_here: Callable[..., Said]) -> Path:
     """A small run, which held something out of learning."""
     folder = tmp_path_factory.mktemp("learned")
     (folder / "text").write_text(TEXT)
-    Command()("run", folder / "text", "--out", folder / "run", *LIMIT, *TINY, "--set", "holdout.share=0.5")
+    livelm_here("run", folder / "text", "--out", folder / "run", *LIMIT, *TINY, "--set", "holdout.share=0.5")
     return folder / "run"
 
 

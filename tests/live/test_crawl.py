@@ -30,6 +30,7 @@ from livelm.types import Document
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers on all of 127.0.0.0/8"),
 ]
 GAP_S = 0.05

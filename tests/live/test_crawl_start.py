@@ -26,7 +26,7 @@ from livelm.sources.web.crawl import Crawl
 from livelm.sources.web.item import unpack
 from livelm.types import Source
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ from livelm.feed.spool import Spool
 from livelm.feed.spooled import Spooled
 from livelm.types import Cursor, Document
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.slow
 def test_sse_has_no_gap_and_no_double_over_hundreds_of_broken_connections() -> None:

@@ -56,13 +56,13 @@ def planted(seed: int) -> list[str]:
 
 
 def test_a_run_over_sessions_that_dies_grades_every_answer_once_and_keeps_no_secret(
-    tmp_path: Path, livelm_command: Any
+    tmp_path: Path, livelm_here: Any
 ) -> None:
     secrets = planted(1)
     row = sessions(tmp_path, n_kills=2, n_documents=40, seed=6, secrets=secrets)
     nothing_wrong(row, 2)
     run = tmp_path / "run"
-    continued = livelm_command("generate", run, "--prompt", "The key is ", "--bytes", "300", "--json").stdout
+    continued = livelm_here("generate", run, "--prompt", "The key is ", "--bytes", "300", "--json").out
     kept = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
     kept |= {Path("generated"): continued.encode(), Path("said"): (tmp_path / "learner.log").read_bytes()}
     assert any(b"[redacted:" in data for path, data in kept.items() if path.parent.name == "spool")

@@ -14,7 +14,7 @@ from tests.live.test_crawl import GAP_S, Page, Web, crawled, polite, settings, t
 from livelm.errors import SourceError
 from livelm.sources.web.crawl import Crawl
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 FILE = "/.well-known/tdmrep.json"
 
 

@@ -120,14 +120,16 @@ def records_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "surprises.jsonl").read_bytes().splitlines()]
 
 
-def test_kills_and_stops_leave_the_records_of_never_stopping(tmp_path: Path, livelm_command: Any) -> None:
+def test_kills_and_stops_leave_the_records_of_never_stopping(
+    tmp_path: Path, livelm_command: Any, livelm_here: Any
+) -> None:
     log = tmp_path / "a.log"
     lines = usual(6000).splitlines(keepends=True)
     for at in range(150, 6000, 333):
         lines[at] = f"{at:06d} odd thing number {at} from {at * 7} with {'x' * (at % 50)}\n"
     log.write_text("".join(lines))
     asked = ["--rate", "0.005", "--set", "checkpoint.every_s=0.2"]
-    livelm_command("watch", log, *asked, "--out", tmp_path / "whole")
+    livelm_here("watch", log, *asked, "--out", tmp_path / "whole")
     expected = records_of(tmp_path / "whole")
     assert len(expected) > 10
     run = tmp_path / "stopped"
@@ -141,8 +143,8 @@ def test_kills_and_stops_leave_the_records_of_never_stopping(tmp_path: Path, liv
         if process.poll() is None:
             os.killpg(process.pid, stop)
         process.communicate(timeout=LIMIT_S)
-    livelm_command("watch", log, *asked, "--out", run, "--for", "20KB")
-    livelm_command("watch", log, *asked, "--out", run)
+    livelm_here("watch", log, *asked, "--out", run, "--for", "20KB")
+    livelm_here("watch", log, *asked, "--out", run)
     assert records_of(run) == expected
 
 
@@ -156,18 +158,18 @@ def test_a_pipe_goes_on_through_the_spool(tmp_path: Path, livelm_command: Any) -
     assert records_of(run) == records_of(tmp_path / "whole")
 
 
-def test_a_directory_belongs_to_one_command(tmp_path: Path, livelm_command: Any) -> None:
+def test_a_directory_belongs_to_one_command(tmp_path: Path, livelm_here: Any) -> None:
     log = tmp_path / "a.log"
     log.write_text(usual(300))
     run = tmp_path / "run"
-    livelm_command("watch", log, "--out", run)
-    other = livelm_command("watch", log, "--out", run, "--rate", "0.5", code=4)
-    assert "rate was 0.001 and is 0.5" in other.stderr
+    livelm_here("watch", log, "--out", run)
+    other = livelm_here("watch", log, "--out", run, "--rate", "0.5", code=4)
+    assert "rate was 0.001 and is 0.5" in other.err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    assert "something else" in livelm_command("watch", log, "--out", tmp_path / "full", code=4).stderr
+    assert "something else" in livelm_here("watch", log, "--out", tmp_path / "full", code=4).err
     (run / "watch.json").write_text("{")
-    assert "damaged" in livelm_command("watch", log, "--out", run, code=4).stderr
+    assert "damaged" in livelm_here("watch", log, "--out", run, code=4).err
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,7 @@ def test_failures_are_tried_again_and_refusals_and_redirects_are_not(receiver: R
     assert "404" in str(hook.trouble)
 
 
+@pytest.mark.alone
 def test_a_receiver_that_drips_or_hangs_holds_nothing_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "DEADLINE_S", 0.5)
     monkeypatch.setattr(webhook, "TIMEOUT_S", 0.4)

@@ -223,17 +223,8 @@ def test_a_cursor_of_another_batch_would_be_noticed(tmp_path: Path, monkeypatch:
     assert cursors
 
 
-def kill(*arguments: str) -> None:
-    command = [sys.executable, "-m", "bench.kills", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.timeout(320)
-def test_no_kill_loses_or_doubles_a_byte() -> None:
-    kill("--kills", "2", "--bytes", "3000")
-
-
 @pytest.mark.timeout(320)
 def test_many_kills_lose_and_double_nothing() -> None:
-    kill("--kills", "10", "--bytes", "6000", "--seed", "7")
+    command = [sys.executable, "-m", "bench.kills", "--kills", "12", "--bytes", "6000", "--seed", "7"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

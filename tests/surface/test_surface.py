@@ -165,10 +165,10 @@ WATCHED = {
 }  # fmt: skip
 
 
-def test_watch_records(tmp_path: Path, livelm_command: "Command") -> None:
+def test_watch_records(tmp_path: Path, livelm_here: "Command") -> None:
     noise = "".join(f"{i * i % 9973:x} {i * 7919 % 104729:x}\n" for i in range(2000))
     (tmp_path / "a.log").write_text("job=1 began\njob=2 began\nno key\n" * 1200 + noise)
-    out = livelm_command("watch", tmp_path / "a.log", "--json", "--rate", "1", "--group-by", "job=.").stdout
+    out = livelm_here("watch", tmp_path / "a.log", "--json", "--rate", "1", "--group-by", "job=.").out
     found: dict[str, set[str]] = {}
     for record in map(json.loads, out.splitlines()):
         found.setdefault("group" if "group" in record else record["kind"], set()).update(record)
@@ -176,12 +176,12 @@ def test_watch_records(tmp_path: Path, livelm_command: "Command") -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, livelm_command: "Command") -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, livelm_here: "Command", livelm_command: "Command") -> Path:
     folder = tmp_path_factory.mktemp("surface")
     (folder / "text.txt").write_text("to be or not to be\n" * 60)
     run = folder / "run"
-    livelm_command("run", folder / "text.txt", "--out", run, "--for", "800B", *livelm_command.tiny)
-    livelm_command("resume", run, "--for", "1MB")
+    livelm_here("run", folder / "text.txt", "--out", run, "--for", "800B", *livelm_command.tiny)
+    livelm_here("resume", run, "--for", "1MB")
     return run
 
 
@@ -231,8 +231,8 @@ def test_rehearsing_and_holding_out_add_their_records(
     assert [r["seq"] for r in records if "seq" in r] == list(range(sum("seq" in r for r in records)))
 
 
-def test_what_show_prints_as_json(finished: Path, livelm_command: "Command") -> None:
-    summary = json.loads(livelm_command("show", finished, "--json").stdout)
+def test_what_show_prints_as_json(finished: Path, livelm_here: "Command") -> None:
+    summary = json.loads(livelm_here("show", finished, "--json").out)
     wanted = {"bits_per_byte", "n_bytes", "n_documents", "bytes_per_s", "n_parameters", "baselines", "spans"}
     assert summary.keys() >= wanted
     assert summary["baselines"].keys() == {"uniform", "unigram", "xz", "ppmd"}
