@@ -248,6 +248,8 @@ class Recipe(Settings):
 
 
 SIZES = ("tiny", "small", "base")
+SHIPPED = Path(__file__).parent / "recipes"
+"""Recipes that come with livelm; `recipes` in the source tree points here."""
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -273,11 +275,18 @@ def change_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises ConfigError naming it and the line at fault."""
+    """Read a TOML file; `recipes/NAME.toml` or `NAME.toml`, where there is none, is the recipe that livelm ships.
+
+    Raises ConfigError naming it and the line at fault.
+    """
+    own = SHIPPED / path.name
+    if not path.exists() and path in (Path(path.name), Path("recipes", path.name)) and own.exists():
+        path = own
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {str(path)!r}.") from None
+        names = ", ".join(sorted(file.name for file in SHIPPED.glob("*.toml")))
+        raise ConfigError(f"there is no recipe {str(path)!r}. livelm ships {names}.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {error}.") from None
 

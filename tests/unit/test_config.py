@@ -65,6 +65,17 @@ def test_a_value_is_not_taken_for_a_section() -> None:
         load_recipe(None, "tiny", ["name=x", "name.first=y"])
 
 
+def test_recipes_that_are_shipped_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("memory.toml", "recipes/memory.toml"):
+        assert load_recipe(Path(name), "tiny").name == "memory"
+    for name in ("other/memory.toml", str(tmp_path / "memory.toml"), "nothing.toml"):
+        with pytest.raises(ConfigError, match=r"there is no recipe.*livelm ships bit\.toml, .*wire-speed\.toml\."):
+            load_recipe(Path(name), "tiny")
+    (tmp_path / "memory.toml").write_text('name = "mine"\n')
+    assert load_recipe(Path("memory.toml"), "tiny").name == "mine"
+
+
 def test_a_wrong_recipe_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no recipe"):
         load_recipe(tmp_path / "none.toml", "tiny")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from livelm.config import Recipe, load_recipe, load_toml, validate
+from livelm.config import SHIPPED, Recipe, load_recipe, load_toml, validate
 from livelm.errors import ConfigError
 from livelm.memory import MEMORIES
 from livelm.models import MODELS
@@ -36,8 +36,8 @@ FORBIDDEN = {
 """Settings that a comparison decides itself, and what to do instead."""
 ALONE = "memory.name=none"
 """What is compared is networks, without the counts that a run mixes in by default."""
-HOMES = (Path("recipes"), Path(__file__).parents[3] / "recipes")
-"""Where `NAME.toml` is looked for: beside where the command is given, then in the source tree."""
+HOMES = (Path("recipes"), SHIPPED)
+"""Where `NAME.toml` is looked for: beside where the command is given, then among those that livelm ships."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
