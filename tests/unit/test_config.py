@@ -70,7 +70,7 @@ def test_recipes_that_are_shipped_are_found_from_anywhere(tmp_path: Path, monkey
     for name in ("memory.toml", "recipes/memory.toml"):
         assert load_recipe(Path(name), "tiny").name == "memory"
     for name in ("other/memory.toml", str(tmp_path / "memory.toml"), "nothing.toml"):
-        with pytest.raises(ConfigError, match=r"there is no recipe.*livelm ships bit\.toml, .*wire-speed\.toml\."):
+        with pytest.raises(ConfigError, match=r"there is no recipe.*livelm ships bit\.toml, .*worker\.toml\."):
             load_recipe(Path(name), "tiny")
     (tmp_path / "memory.toml").write_text('name = "mine"\n')
     assert load_recipe(Path("memory.toml"), "tiny").name == "mine"
