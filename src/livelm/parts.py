@@ -16,8 +16,8 @@ from torch import nn
 from livelm.config import Device, Part, Recipe, Settings, validate
 from livelm.errors import ConfigError
 from livelm.learn import (
+    CAPTURED,
     BesideLearner,
-    CapturedLearner,
     Growth,
     Holdout,
     Learner,
@@ -81,15 +81,19 @@ class Parts:
                 raise ConfigError("there is neither a network nor a memory, so nothing would learn.")
             return MemoryLearner(self.memory, n_lanes)
         own = (self.model, self.optimizer, lambda n: self.rate_factor(n, elapsed()), self.recipe.learn, self._shape)
+        kind, before = self._kind_of_learner()
+        asked = self.recipe.run.device == "cuda" and self.recipe.run.capture
+        if asked and isinstance(self.model, Capturable) and self.model.capturable:
+            return CAPTURED[kind](*before, self.recipe.feed.update_tokens, *own)
+        return kind(*before, *own)
+
+    def _kind_of_learner(self) -> tuple[Any, tuple[Any, ...]]:
+        """How network and memory go together, and what such a learner wants to know first."""
         if self.memory is None:
-            asked = self.recipe.run.device == "cuda" and self.recipe.run.capture
-            if asked and isinstance(self.model, Capturable) and self.model.capturable:
-                return CapturedLearner(self.recipe.feed.update_tokens, *own)
-            return Learner(*own)
+            return Learner, ()
         if isinstance(self.tokenizer, Bytes):
-            return MixedLearner(self.memory, *own)
-        kind = MixedBitLearner if isinstance(self.tokenizer, Bits) else BesideLearner
-        return kind(self.tokenizer, self.memory, *own)
+            return MixedLearner, (self.memory,)
+        return MixedBitLearner if isinstance(self.tokenizer, Bits) else BesideLearner, (self.tokenizer, self.memory)
 
     def monitor(self) -> "Monitor | None":
         """What measures the signals of the stream; None where the recipe wants none."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.batches import batch_of
+from tests.unit import test_captured_mixed
 from torch import Tensor
 
 from livelm.config import LearnSettings
@@ -80,6 +81,18 @@ def test_captured_updates_are_plain_ones(variant: str, optimizer: str) -> None:
         torch.testing.assert_close(one, other, rtol=limit, atol=limit)
     for one, other in pairs:
         torch.testing.assert_close(one.mean(), other.mean(), rtol=5e-3, atol=5e-3)
+    assert captured._captured is not None
+
+
+@pytest.mark.parametrize("symbols", test_captured_mixed.KINDS)
+def test_a_captured_network_goes_with_counts(symbols: str) -> None:
+    read = test_captured_mixed.batches(symbols, 14)
+    plain, captured = (
+        test_captured_mixed.build(symbols, captured=captured, device="cuda") for captured in (False, True)
+    )
+    (wanted, _), (found, _) = test_captured_mixed.learn(plain, read), test_captured_mixed.learn(captured, read)
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(one.nats, other.nats, rtol=1e-2, atol=1e-2)
     assert captured._captured is not None
 
 

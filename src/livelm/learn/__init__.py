@@ -1,6 +1,7 @@
 """Grade, then learn; guard the weights; save and restore everything exactly."""
 
 from livelm.learn.captured import CapturedLearner
+from livelm.learn.captured_mixed import CAPTURED
 from livelm.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, sync_path
 from livelm.learn.growth import Growth
 from livelm.learn.guard import Guard
@@ -12,6 +13,7 @@ from livelm.learn.policy import apply_policy, inherit, learning_kinds, settings_
 from livelm.learn.rehearsal import Rehearsal
 
 __all__ = [
+    "CAPTURED",
     "BesideLearner",
     "CapturedLearner",
     "Growth",

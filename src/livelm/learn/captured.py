@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from livelm.errors import ConfigError
@@ -64,26 +65,47 @@ class CapturedLearner(Learner):
         self._captured: _Captured | None = None
         self._used: tuple[_Captured, Scored] | None = None
 
+    def told_shape(self, batch: Batch) -> tuple[int, ...]:
+        """Of what the device tells the host of a batch."""
+        return tuple(batch.tokens.shape)
+
+    def tell(
+        self, inputs: Tensor, starts: Tensor, targets: Tensor, lanes: State
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T *V"], State]:
+        """Nats to learn from, what to tell the host, and the state after the batch: what is captured."""
+        nats, after = self.model.nats(inputs, starts, targets, lanes)  # type: ignore[operator]
+        return nats, nats, after
+
     def _grade(self, batch: Batch, learns: bool) -> Scored:
         """By a captured pass, if there is one for this form and something is to be learned."""
-        captured = self._captured_for(batch) if learns and batch.n_graded else None
+        captured = self._replayed(batch, learns)
         if captured is None:
             return super()._grade(batch, learns)
-        check_batch(batch, len(self._last), self._n_vocabulary)
-        captured.score(batch, (self._last, self._last_starts), self.lanes)
-        self._move(captured.lanes, batch)  # while the device works
-        graded = captured.nats()
+        graded = captured.told().double()
         total = float(graded.sum())
         if not math.isfinite(total):  # as in `Learner`: a broken prediction is graded as none
             graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
-            self.lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
-        captured.finite = math.isfinite(total)
+            self._broken(captured, batch)
         if batch.n_graded < batch.tokens.numel() or not captured.finite:
             graded = graded * batch.graded
             total = float(graded.sum())
         scored = Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=None)
         self._used = captured, scored
         return scored
+
+    def _replayed(self, batch: Batch, learns: bool) -> "_Captured | None":
+        """A captured pass that begins on this batch; None where there is none for it. The lanes have moved on."""
+        captured = self._captured_for(batch) if learns and batch.n_graded else None
+        if captured is not None:
+            check_batch(batch, len(self._last), self._n_vocabulary)
+            captured.score(batch, (self._last, self._last_starts), self.lanes)
+            self._move(captured.lanes, batch)  # while the device works
+        return captured
+
+    def _broken(self, captured: "_Captured", batch: Batch) -> None:
+        """What was predicted is not a number: learn nothing from it, and let its state not reach the next batch."""
+        captured.finite = False
+        self.lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
 
     def _learn(self, scored: Scored) -> Update:
         """The step that belongs to the captured pass, where the guard allows it."""
@@ -144,23 +166,24 @@ class _Captured:
     """A captured update: where its batch and its state lie, and what scores it and steps."""
 
     def __init__(self, learner: CapturedLearner, batch: Batch) -> None:
-        self._model: Any = learner.model
+        self._tell = learner.tell
         self._optimizer: Any = learner.optimizer
         self._clip, self._parameters = learner.settings.clip, [p for p in learner.model.parameters() if p.requires_grad]
         n_lanes, n_tokens = batch.tokens.shape
         device, pinned = learner.device, learner.device.type == "cuda"
         self.lanes: State = {name: tensor.clone() for name, tensor in learner.lanes.items()}
-        # what one transfer brings, and what one takes back: nats and norm
+        # what one transfer brings, and what one takes back: what is told and the norm
         self._given = torch.zeros(n_lanes * n_tokens * _GIVEN_BYTES, dtype=torch.uint8, pin_memory=pinned)
         written = _given(self._given, n_lanes, n_tokens)
         written[1].copy_(batch.tokens)
         written[3].fill_(1 / batch.tokens.numel())
         self._there = self._given.to(device)
         self._read = _given(self._there, n_lanes, n_tokens)
-        self._found = torch.zeros(n_lanes * n_tokens + 1, pin_memory=pinned)
+        shape = learner.told_shape(batch)
+        self._found = torch.zeros(math.prod(shape) + 1, pin_memory=pinned)
         # the same memory for the host: a small copy by numpy costs a third of one by torch
         self._written = [part.numpy() for part in written]
-        self._nats = self._found[:-1].view(n_lanes, n_tokens)
+        self._told = self._found[:-1].view(shape)
         self._numbers = self._found.numpy()
         self.finite = True
         self._parts: list[tuple[Any, Any]] = []
@@ -181,7 +204,7 @@ class _Captured:
             self.lanes[name].copy_(tensor)
 
     def _passed(self) -> list[list[Tensor]]:
-        """What a pass finds: nats; gradients."""
+        """What a pass finds: what it tells; gradients."""
         self._restart()
         self._pass()
         dense = [p.grad.clone() for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
@@ -204,14 +227,15 @@ class _Captured:
         inputs, targets, starts, share = self._written
         tokens, begins = batch.tokens.numpy(), batch.starts.numpy()
         inputs[:, :1], inputs[:, 1:] = last[0].numpy(), tokens[:, :-1]
+        self.finite = True
         starts[:, :1], starts[:, 1:] = last[1].numpy(), begins[:, :-1]
         targets[...], share[...] = tokens, batch.graded.numpy() / batch.n_graded
         self._score()
 
-    def nats(self) -> Tensor:
-        """Wait for the score: (B, T) nats, float64."""
+    def told(self) -> Tensor:
+        """Wait for what is told, float32; in memory that the next batch's will be written to."""
         self._synchronize()
-        return self._nats.double()
+        return self._told
 
     @property
     def norm(self) -> float:
@@ -231,7 +255,7 @@ class _Captured:
         self._there.copy_(self._given, non_blocking=True)
         inputs, targets, starts, share = self._read
         self._optimizer.zero_grad()
-        nats, after = self._model.nats(inputs, starts, targets, self.lanes)
+        nats, told, after = self._tell(inputs, starts, targets, self.lanes)
         nats.backward(share)  # of the mean over what is graded, which nobody asks for
         dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
         norm = self._clipped(dense)
@@ -239,7 +263,7 @@ class _Captured:
         factored = [parts for parts in held if parts is not None]
         self._parts = [(parts, (parts.products, parts.rows, parts.reads)) for parts in factored]
         _copy(self.lanes, after)
-        self._found.copy_(torch.cat([nats.detach().flatten(), norm[None]]), non_blocking=True)
+        self._found.copy_(torch.cat([told.detach().flatten(), norm[None]]), non_blocking=True)
 
     def _clipped(self, dense: list[nn.Parameter]) -> Tensor:
         """Length of the gradients, which are shortened to `clip`."""

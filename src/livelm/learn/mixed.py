@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from livelm.errors import ContractError
 from livelm.learn.bytes_of_bits import BitLane
 from livelm.learn.learner import Learner, check_batch, mean_of
 from livelm.learn.score_first import ScoreFirst
 from livelm.memory import GRADE, LEARN, MARK, MARKS, Costs, CountMemory
-from livelm.types import LN_2, Batch, Scored, Tokenizer, Update
+from livelm.types import LN_2, Batch, Scored, State, Tokenizer, Update
 
 
 def modes_of(graded: Tensor, *, learns: bool) -> NDArray[np.int64]:
@@ -109,16 +110,7 @@ class MixedLearner(_WithMemory):
     """A network over bytes and the count memory, mixed."""
 
     def _grade(self, batch: Batch, learns: bool) -> Scored:
-        inputs, starts = self._inputs(batch)
-        read = (tensor.to(self.device) for tensor in (inputs, starts))
-        logits, lanes = self.model.forward(*read, self.lanes)  # type: ignore[operator]
-        log_probs = torch.log_softmax(logits.float(), -1)
-        nats = -log_probs.gather(-1, batch.tokens.to(self.device)[..., None])[..., 0]
-        if not bool(torch.isfinite(nats.detach().sum())):
-            # the memory takes what is not a number for next to nothing; the state must not reach the next batch
-            lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
-        self._move(lanes, batch)
-        says = log_probs.detach().cpu().numpy()
+        says, loss = self._say(batch, learns)
         costs = [self._join(lane, batch, says[lane], learns) for lane in range(len(says))]
         bits = torch.from_numpy(np.stack([c.mixture for c in costs]))
         return Scored(
@@ -126,7 +118,7 @@ class MixedLearner(_WithMemory):
             batch=batch,
             nats=bits * LN_2,
             sum_nats=float(bits.sum()) * LN_2,
-            loss=mean_of(nats, batch),
+            loss=loss,
             alone={
                 "counts_bits": float(sum(c.counts.sum() for c in costs)),
                 "network_bits": float(sum(c.network.sum() for c in costs)),
@@ -134,10 +126,31 @@ class MixedLearner(_WithMemory):
             taught=learns,
         )
 
+    def _say(self, batch: Batch, learns: bool) -> tuple[NDArray[np.float32], Tensor | None]:
+        """(B, T, V) log probabilities of the network, and its own loss with its graph. The lanes move on.
+
+        The counts take what is not a number for next to nothing; the state must not reach the next batch.
+        """
+        inputs, starts, targets = (tensor.to(self.device) for tensor in (*self._inputs(batch), batch.tokens))
+        nats, log_probs, lanes = told(self.model, inputs, starts, targets, self.lanes)
+        if not bool(torch.isfinite(nats.detach().sum())):
+            lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
+        self._move(lanes, batch)
+        return log_probs.detach().cpu().numpy(), mean_of(nats, batch)
+
     def _join(self, lane: int, batch: Batch, log_probs: NDArray[np.float32], learns: bool) -> Costs:
         """What every token of a lane cost; `log_probs` (T, V) of the network."""
         tokens, modes = batch.tokens[lane].numpy(), modes_of(batch.graded[lane], learns=learns)
         return self.memory.mix_bytes(self.memory.read(tokens, modes, lane), tokens, modes, log_probs)
+
+
+def told(
+    model: nn.Module, inputs: Tensor, starts: Tensor, targets: Tensor, lanes: State
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+    """What the targets cost the network, what it said of all symbols (log probabilities), and the state after."""
+    logits, after = model.forward(inputs, starts, lanes)
+    log_probs = torch.log_softmax(logits.float(), -1)
+    return -log_probs.gather(-1, targets[..., None])[..., 0], log_probs, after
 
 
 class MixedBitLearner(MixedLearner):
