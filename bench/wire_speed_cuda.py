@@ -1,4 +1,5 @@
-"""The wire-speed recipe on a CUDA device: captured updates against plain ones, the limit, and the whole of a run.
+"""The wire-speed recipe on a CUDA device: captured updates against plain ones, the limit, and the whole of a run; and
+the same of updates of the default recipe.
 
 The limit of an update is the memory that it has to move: the bfloat16 table twice (scores, and what they send back),
 its share of a pass over the table, and weights, gradients and averages of the rest. What keeps an update of 32 tokens
@@ -21,15 +22,17 @@ from torch.profiler import ProfilerActivity, profile
 from bench.learn import run_once
 from bench.record import keep
 from bench.wire_speed import BYTES_PER_TOKEN, PARAMETERS, RECIPE, TOKENIZER, WEB
-from livelm.config import load_recipe
+from livelm.config import Recipe, load_recipe
 from livelm.feed import batches
 from livelm.learn import CapturedLearner, Learner
-from livelm.parts import Parts, build_parts
+from livelm.parts import build_parts
 from livelm.sources import open_sources
 from livelm.types import Batch
 
 WARM_UP = 48
 """Updates until windows are full, the update is captured and the card is warm."""
+TINY_UPDATES = 500
+"""Of the default recipe, which has counts and n-grams: 48 bytes each."""
 
 
 def timed(work: Callable[[], Any], n: int) -> float:
@@ -58,14 +61,12 @@ def measure_machine() -> dict[str, float]:
     return {"copy_gb_per_s": round(2 * data.nbytes / copy_ms / 1e6), "least_us_per_kernel": round(node_us, 3)}
 
 
-def learner_of(parts: Parts, kind: type[Learner]) -> Learner:
-    """A learner of one kind, whatever the recipe would take."""
+def learner_of(recipe: Recipe, *, captured: bool) -> Learner:
+    """A new learner, whose updates are captured or not."""
+    parts = build_parts(recipe.model_copy(update={"run": recipe.run.model_copy(update={"capture": captured})}))
     learner: Any = parts.learner(lambda: 0.0)
-    if kind is CapturedLearner:
-        return learner
-    model, optimizer = parts.network
-    shape = (parts.recipe.feed.lanes, parts.tokenizer.n_vocabulary, parts.tokenizer.mark)
-    return Learner(model, optimizer, lambda n: parts.rate_factor(n, 0.0), parts.recipe.learn, shape)
+    assert isinstance(learner, CapturedLearner) == captured
+    return learner
 
 
 def update_ms(learner: Learner, read: list[Batch]) -> dict[str, float]:
@@ -113,6 +114,11 @@ def kernels(learner: Learner, read: list[Batch]) -> tuple[float, list[tuple[str,
     return sum(e.count for e in rows) / n, dearest
 
 
+def read_batches(recipe: Recipe, source: Path, n: int) -> list[Batch]:
+    """The first n of a stream."""
+    return list(islice(batches(open_sources([str(source)]), build_parts(recipe).tokenizer, recipe.feed, None), n))
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -128,15 +134,14 @@ def main() -> None:
     settings += arguments.changes
     recipe = load_recipe(RECIPE, "tiny", settings)
     figures: dict[str, Any] = measure_machine()
-    source, tokenizer = open_sources([str(arguments.source)]), build_parts(recipe).tokenizer
-    read = list(islice(batches(source, tokenizer, recipe.feed, None), arguments.updates))
+    read = read_batches(recipe, arguments.source, arguments.updates)
     rows: list[dict[str, Any]] = []
-    for name, kind, n in (
-        ("captured", CapturedLearner, arguments.updates),
-        ("plain", Learner, arguments.plain_updates),
-        ("captured, again", CapturedLearner, arguments.updates),
+    for name, captured, n in (
+        ("captured", True, arguments.updates),
+        ("plain", False, arguments.plain_updates),
+        ("captured, again", True, arguments.updates),
     ):
-        learner = learner_of(build_parts(recipe), kind)
+        learner = learner_of(recipe, captured=captured)
         row = update_ms(learner, read[:n])
         n_kernels, dearest = kernels(learner, read[n - 20 : n])
         row |= {"kernels": n_kernels, "tokens_per_s": round(recipe.feed.update_tokens / row["update_ms"] * 1e3)}
@@ -146,6 +151,12 @@ def main() -> None:
         print(rows[-1], flush=True)
         if name != "captured, again":
             print("\n".join(f"  {count:7.2f} {us:9.2f} us  {key}" for key, count, us in dearest), flush=True)
+    tiny = load_recipe(None, "tiny", [f'source.uris=["{arguments.source}"]', "run.device=cuda"])
+    read = read_batches(tiny, arguments.source, TINY_UPDATES)
+    for name, captured in (("tiny with its counts, captured", True), ("tiny with its counts, plain", False)):
+        row = update_ms(learner_of(tiny, captured=captured), read)
+        rows.append({"updates": name, **row, "tokens_per_s": round(tiny.feed.update_tokens / row["update_ms"] * 1e3)})
+        print(rows[-1], flush=True)
     captured = (rows[0]["tokens_per_s"] + rows[2]["tokens_per_s"]) / 2
     figures |= {"captured_tokens_per_s": round(captured), "plain_tokens_per_s": rows[1]["tokens_per_s"]}
     figures["ratio"] = round(captured / rows[1]["tokens_per_s"], 2)
