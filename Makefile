@@ -15,7 +15,7 @@ demo: $(READY)  ## crawl this Python's documentation, served here, and learn fro
 test: fast slow  ## every test
 
 test-cuda: $(READY)  ## what needs a CUDA device; a file each, as an error of the device ends its process
-	for file in few_tokens walk_on_cuda deferred_cuda cuda; do $(BIN)/pytest tests/numerics/test_$$file.py || exit; done
+	for file in few_tokens walk_on_cuda many_tensors deferred_cuda cuda; do $(BIN)/pytest tests/numerics/test_$$file.py || exit; done
 	$(BIN)/pytest tests/conformance/test_models.py --device cuda
 
 check: lint fast  ## lint, types, layers and the fast tests

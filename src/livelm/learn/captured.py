@@ -227,9 +227,9 @@ class _Captured:
         inputs, targets, starts, share = self._written
         tokens, begins = batch.tokens.numpy(), batch.starts.numpy()
         inputs[:, :1], inputs[:, 1:] = last[0].numpy(), tokens[:, :-1]
-        self.finite = True
         starts[:, :1], starts[:, 1:] = last[1].numpy(), begins[:, :-1]
         targets[...], share[...] = tokens, batch.graded.numpy() / batch.n_graded
+        self.finite = True
         self._score()
 
     def told(self) -> Tensor:
