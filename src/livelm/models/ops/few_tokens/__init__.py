@@ -1,16 +1,18 @@
-"""A block of the transformer for one lane of few tokens on CUDA: fifteen kernels forward and backward, not ninety.
+"""The blocks of the transformer for one lane of few tokens on CUDA: fifteen kernels each, there and back, not ninety.
 
 What 32 tokens cost a card is not arithmetic and not memory, it is the number of kernels that wait for one another, each
 some microseconds. So a kernel here is a whole stage: it norms what it reads as often as it needs it, because that is
-cheaper than another kernel, and it leaves the gradient of its weights where it has both factors at hand. Sums over the
-programs of a stage go through memory and are added in a fixed order by the next one: no atomics, equal bits each time.
+cheaper than another kernel, and it leaves the gradient of its weights where it has both factors at hand. It loads its
+weights while the stage before it ends. Sums over the programs of a stage go through memory and are added in a fixed
+order by the next one: no atomics, equal bits each time.
 
 The truth it is tested against is the torch code of `models.transformer`.
 
-    attention: project (norm, product, compress, rotate) | attend, piece by piece | join | add (product, residual)
-    backward:  through the output map | attend | project | norm | sums
+    once:         window (which position may see which, by how far each is turned)
+    attention:    project (norm, product, compress, rotate) | attend, piece by piece | join | add (product, residual)
+    backward:     through the output map | attend | project | norm | sums
     feed-forward: widen (norm, product, rectify) | add
-    backward:  through the second map | widen | norm | sums
+    backward:     through the second map | widen | norm | sums
 """
 
 from typing import Any
