@@ -1,6 +1,6 @@
 """Compile the kernels for CUDA as a Hopper card would, which takes Triton and no card: `python -m` this.
 
-Prints a JSON object: shared memory of each, in bytes. The sizes are the wire-speed recipe's.
+Prints a JSON object of what is `found` of each. The sizes are the wire-speed recipe's.
 """
 
 import json
@@ -41,8 +41,12 @@ NUMBERS += ("n", "grad_step", "n_named", "n_left", "left_stride", "left_step")
 NUMBERS += ("n_new", "n_factors", "n_sums", "before", "width")
 
 
-def shared_bytes(kernel: Any, constants: dict[str, Any], kinds: dict[str, Any], **options: int) -> int:
-    """Compile one; `kinds` are types of arguments that are not pointers to float32."""
+def compiled(kernel: Any, constants: dict[str, Any], kinds: dict[str, Any], **options: int) -> dict[str, int]:
+    """Compile one; `kinds` are types of arguments that are not pointers to float32.
+
+    Its shared memory; how often it waits for the kernel before it; and how much it does before it waits that it must
+    not, which is to write or to let the next one begin.
+    """
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
@@ -50,7 +54,10 @@ def shared_bytes(kernel: Any, constants: dict[str, Any], kinds: dict[str, Any], 
     divisible |= {place: [["tt.divisibility", 16]] for place in tuples}
     known = {name: value for name, value in constants.items() if name in signature}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    before, *after = made.asm["ptx"].split("griddepcontrol.wait")
+    early = before.count("st.global") + before.count("griddepcontrol.launch_dependents")
+    return {"shared_bytes": made.metadata.shared, "waits": len(after), "too_early": early if after else 0}
 
 
 def main() -> None:
@@ -60,25 +67,25 @@ def main() -> None:
     for name, stage in STAGES.items():
         for ending, without in (("", {}), (" without", dict.fromkeys(OPTIONAL)))[: 1 if "attend" in name else 2]:
             warps = N_WARPS.get(name, 4)
-            found[name + ending] = shared_bytes(stage, SIZES | without, plain, num_warps=warps)
-    found["window"] = shared_bytes(_window, WINDOW, plain)
+            found[name + ending] = compiled(stage, SIZES | without, plain, num_warps=warps)
+    found["window"] = compiled(_window, WINDOW, plain)
     for dtype, kind in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
         options = softmax_walk_cuda.walk_options(torch.empty(1000, 256, dtype=dtype))
         flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
         kinds = plain | dict.fromkeys(("weight", "exps", "right"), kind)
         for name in ("_walk", "_add_up", "_send_back"):
-            found[f"{name} {kind}"] = shared_bytes(getattr(softmax_walk_cuda, name), options | WALK, kinds, **flags)
+            found[f"{name} {kind}"] = compiled(getattr(softmax_walk_cuda, name), options | WALK, kinds, **flags)
         kinds = plain | dict.fromkeys(("left", "right", "table"), kind) | {"eps": "fp32"}
-        found[f"teach {kind}"] = shared_bytes(deferred_cuda._teach, TEACH, kinds)
+        found[f"teach {kind}"] = compiled(deferred_cuda._teach, TEACH, kinds)
         options = TEACH | deferred_cuda.pass_options(torch.empty(1000, 256, dtype=dtype), 512)
         flags = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-        found[f"teach all {kind}"] = shared_bytes(deferred_cuda._teach_all, options, kinds, **flags)
-        found[f"look up {kind}"] = shared_bytes(look_up_cuda._look_up, {"WIDTH": 256}, kinds | {"tokens": "*i64"})
+        found[f"teach all {kind}"] = compiled(deferred_cuda._teach_all, options, kinds, **flags)
+        found[f"look up {kind}"] = compiled(look_up_cuda._look_up, {"WIDTH": 256}, kinds | {"tokens": "*i64"})
     lists: dict[str, Any] = dict.fromkeys(("tensors", "weights", "gradients", "means", "squares", "steps"), "*fp32")
     lists |= dict.fromkeys(("sources", "targets"), "*i32")
     for kernel in (many_tensors._copy, many_tensors._square_sums, many_tensors._shorten, adamw_cuda._step):
         kinds = plain | {name: (kind,) * 45 for name, kind in lists.items()}
-        found[kernel.__name__] = shared_bytes(kernel, LISTS, kinds, num_warps=8)
+        found[kernel.__name__] = compiled(kernel, LISTS, kinds, num_warps=8)
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""What is written for a card compiles for one, on a machine without: types, and the memory that a program shares."""
+"""What is written for a card compiles for one, on a machine without: types, shared memory, and when it waits."""
 
 import json
 import os
@@ -28,4 +28,7 @@ def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) > 20
-    assert max(found.values()) <= 227 << 10  # what a program on Hopper can have
+    assert max(one["shared_bytes"] for one in found.values()) <= 227 << 10  # what a program on Hopper can have
+    alone = {name for name, one in found.items() if not one["waits"]}
+    assert {name.split()[0] for name in alone} == {"_walk", "_add_up", "_send_back", "teach"}
+    assert not {name for name, one in found.items() if one["too_early"]}
