@@ -171,13 +171,13 @@ def test_factors_are_kept_one_after_another_where_there_is_room(sizes: list[int]
     pieces = [torch.randn(n, 7) for n in sizes]
     memory = deferred._Memory(pieces[0], 5)
     for _ in range(2):  # the second time where it was the first time
-        kept = [memory.copy(piece, sum(sizes[:i])) for i, piece in enumerate(pieces)]
+        kept = [memory.copy(piece, i == 0) for i, piece in enumerate(pieces)]
         assert all(torch.equal(one, other) for one, other in zip(kept, pieces, strict=True))
         stacked = deferred._stacked(kept)
         assert torch.equal(stacked, torch.cat(pieces))
         assert (stacked.data_ptr() == kept[0].data_ptr()) == together
     resumed = deferred._copy(kept[:2], torch.device("cpu"))
-    resumed.append(memory.copy(pieces[0], sum(sizes[:2])))
+    resumed.append(deferred._Memory(pieces[0], 5).copy(pieces[0], False))  # elsewhere than those before it
     assert torch.equal(deferred._stacked(resumed), torch.cat([*pieces[:2], pieces[0]]))
 
 

@@ -159,8 +159,8 @@ class DeferredAdagrad(Optimizer):
         """Copies of both factors, right after the last that wait where there is room for `every` of the first size."""
         if (memory := self._memory.get(table)) is None:
             memory = self._memory[table] = tuple(_Memory(factor, every) for factor in factors)
-        place = sum(map(len, self.state[table]["left"]))
-        return tuple(own.copy(factor, place) for own, factor in zip(memory, factors, strict=True))
+        first = not self.state[table]["left"]
+        return tuple(own.copy(factor, first) for own, factor in zip(memory, factors, strict=True))
 
     def _pass_over(self, table: Tensor, products: Named, group: dict[str, Any]) -> None:
         """Teach every row what is in the products."""
@@ -235,17 +235,19 @@ class _Memory:
     That of 512 rows in bfloat16 is twice the bytes of the table.
     """
 
-    def __init__(self, first: Tensor, n_most: int) -> None:
-        self._all = first.new_empty(n_most * len(first), first.shape[1])
+    def __init__(self, like: Tensor, n_most: int) -> None:
+        self._all, self._end = like.new_empty(n_most * len(like), like.shape[1]), 0
         self._places: dict[tuple[int, int], Tensor] = {}
 
-    def copy(self, new: Tensor, place: int) -> Tensor:
-        """A copy of some rows, from row `place` on if there is room."""
-        there = self._places.get((place, len(new)))  # found again each time: a slice costs the host as much as a copy
+    def copy(self, new: Tensor, first: bool) -> Tensor:
+        """A copy of some rows, after the last ones if there is room; from the beginning if they are the first."""
+        begin, n_rows = 0 if first else self._end, new.shape[0]
+        there = self._places.get((begin, n_rows))  # found again: a slice costs the host as much as the copy
         if there is None:
-            if place + len(new) > len(self._all):
+            if begin + n_rows > len(self._all):
                 return new.clone()
-            there = self._places[place, len(new)] = self._all[place : place + len(new)]
+            there = self._places[begin, n_rows] = self._all[begin : begin + n_rows]
+        self._end = begin + n_rows
         return there.copy_(new)
 
 
