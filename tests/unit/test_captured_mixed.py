@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from tests.batches import batch_of
+from tests.unit.test_captured import again
+from tests.unit.test_mixed import TEXT, Pairs
 from torch import Tensor
 
 from livelm.config import LearnSettings, load_recipe
 from livelm.learn import CAPTURED, BesideLearner, Learner, MixedBitLearner, MixedLearner
-from livelm.learn.captured import Work
 from livelm.memory import CountMemory, CountMemorySettings
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
@@ -22,22 +23,6 @@ from livelm.types import Batch, Scored, Update
 
 N_TOKENS = 16
 KINDS = {"bytes": MixedLearner, "bits": MixedBitLearner, "pairs": BesideLearner}
-TEXT = b"The wind was calm; the sea, it said, was not calm at all.\n" * 8
-
-
-class Pairs:
-    """A tokenizer of bytes and one pair of them."""
-
-    mark = 256
-
-    def decode(self, ids: list[int]) -> bytes:
-        return b"".join(b"" if i == 256 else b"th" if i > 256 else bytes([i]) for i in ids)
-
-
-def again(work: Work, n_warm_up: int) -> Work:
-    for _ in range(n_warm_up):
-        work()
-    return work
 
 
 def build(symbols: str, *, captured: bool, device: str = "cpu") -> Any:
