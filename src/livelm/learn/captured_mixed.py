@@ -7,7 +7,6 @@ mixture is graded from what the device tells: the probabilities of all symbols, 
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,9 +39,9 @@ class CapturedMixedLearner(MixedLearner, CapturedLearner):
             return super()._say(batch, learns)
         self._says_by = captured
         says = captured.told()
-        if not bool(torch.isfinite(says.gather(-1, batch.tokens[..., None]).sum())):
+        if not np.isfinite(np.take_along_axis(says, batch.tokens.numpy()[..., None], -1).sum()):
             self._broken(captured, batch)
-        return says.numpy(), None
+        return says, None
 
 
 class CapturedMixedBitLearner(MixedBitLearner, CapturedMixedLearner):
