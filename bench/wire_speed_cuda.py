@@ -71,9 +71,10 @@ def learner_of(recipe: Recipe, *, captured: bool) -> Learner:
 
 def update_ms(learner: Learner, read: list[Batch]) -> dict[str, float]:
     """Of whole updates, wall clock, in the mean and in the median (a host that others use too stalls now and then);
-    the step's half ends when the device is done."""
+    the step's half ends when the device is done. And how many were not captured, and how many refused."""
     scores: list[float] = []
     ends: list[float] = []
+    n_plain = n_refused = 0
     for i, batch in enumerate(read):
         if i == WARM_UP:
             torch.cuda.synchronize()
@@ -81,15 +82,17 @@ def update_ms(learner: Learner, read: list[Batch]) -> dict[str, float]:
         begin = time.perf_counter()
         scored = learner.score(batch)
         scores.append(time.perf_counter() - begin)
-        learner.update(scored)
+        plain = scored.loss is not None  # what was captured has no graph
+        update = learner.update(scored)
         if ends:
             ends.append(time.perf_counter())
+            n_plain, n_refused = n_plain + plain, n_refused + (update.skipped is not None)
     torch.cuda.synchronize()
     whole = (time.perf_counter() - ends[0]) / (len(read) - WARM_UP)
     wholes = sorted(after - before for before, after in pairwise(ends))
     found = {"update_ms": whole, "median_ms": statistics.median(wholes), "p99_ms": wholes[len(wholes) * 99 // 100]}
     found["score_ms"] = statistics.median(scores[WARM_UP:])
-    return {name: round(seconds * 1e3, 4) for name, seconds in found.items()}
+    return {name: round(seconds * 1e3, 4) for name, seconds in found.items()} | {"plain": n_plain, "refused": n_refused}
 
 
 def graph_ms(learner: CapturedLearner) -> dict[str, float]:
