@@ -131,6 +131,30 @@ def _biases(bias, begin, n_rows, n_seen, ROWS: tl.constexpr):
 
 
 @jit
+def _carried(
+    keys, values, bias, begin, head, n_rows, n_heads, CONTEXT: tl.constexpr, ROWS: tl.constexpr, D_HEAD: tl.constexpr,
+    D_KEY: tl.constexpr,
+):  # fmt: skip
+    """What was there before this batch: keys and values of a piece, and what is added to their scores."""
+    k = _window(keys, begin, head, n_heads, CONTEXT, D_KEY)
+    v = _window(values, begin, head, n_heads, CONTEXT, D_HEAD)
+    return k, v, _biases(bias, begin, n_rows, CONTEXT + n_rows, ROWS)
+
+
+@jit
+def _projected(
+    compared, raw, begin, head, n_rows, n_heads, CONTEXT: tl.constexpr, ROWS: tl.constexpr, D_HEAD: tl.constexpr,
+    D_KEY: tl.constexpr,
+):  # fmt: skip
+    """What this batch brought: scaled queries of a head, and its keys and values where the piece reaches them."""
+    key_step, value_step = 2 * n_heads * D_KEY, 3 * n_heads * D_HEAD
+    q = load(compared + head * D_KEY, n_rows, D_KEY, key_step, ROWS, D_KEY)
+    k = _new(compared + (n_heads + head) * D_KEY, begin, n_rows, key_step, CONTEXT, D_KEY)
+    v = _new(raw + (2 * n_heads + head) * D_HEAD, begin, n_rows, value_step, CONTEXT, D_HEAD)
+    return q * D_KEY**-0.5, k, v
+
+
+@jit
 def attend_forward(
     compared,
     raw,
@@ -152,16 +176,11 @@ def attend_forward(
     """A program is a head and one of N pieces of what it sees: sums (N, T, H, E), totals and tops of that softmax."""
     head, piece = tl.program_id(0), tl.program_id(1)
     begin, rows = piece * KEYS_AT_ONCE, tl.arange(0, ROWS)
-    key_step, value_step = 2 * n_heads * D_KEY, 3 * n_heads * D_HEAD
-    k = _window(keys, begin, head, n_heads, CONTEXT, D_KEY)
-    v = _window(values, begin, head, n_heads, CONTEXT, D_HEAD)
-    biases = _biases(bias, begin, n_rows, CONTEXT + n_rows, ROWS)
+    k, v, biases = _carried(keys, values, bias, begin, head, n_rows, n_heads, CONTEXT, ROWS, D_HEAD, D_KEY)
     wait_for_last()
-    q = load(compared + head * D_KEY, n_rows, D_KEY, key_step, ROWS, D_KEY)
-    new_k = _new(compared + (n_heads + head) * D_KEY, begin, n_rows, key_step, CONTEXT, D_KEY)
-    new_v = _new(raw + (2 * n_heads + head) * D_HEAD, begin, n_rows, value_step, CONTEXT, D_HEAD)
+    q, new_k, new_v = _projected(compared, raw, begin, head, n_rows, n_heads, CONTEXT, ROWS, D_HEAD, D_KEY)
     k, v = k + new_k, v + new_v
-    scores = tl.dot(q * D_KEY**-0.5, tl.trans(k), input_precision=PRECISION) + biases
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) + biases
     top = tl.maximum(tl.max(scores, axis=1), -1e30)  # finite where nothing is seen
     exps = tl.exp(scores - top[:, None])
     own = (piece * n_heads + head) * n_rows + rows
@@ -231,15 +250,11 @@ def attend_backward(
     head, piece = tl.program_id(0), tl.program_id(1)
     begin, rows = piece * KEYS_AT_ONCE, tl.arange(0, ROWS)
     key_step, value_step = n_heads * D_KEY, n_heads * D_HEAD
-    k = _window(keys, begin, head, n_heads, CONTEXT, D_KEY)
-    v = _window(values, begin, head, n_heads, CONTEXT, D_HEAD)
-    q = load(compared + head * D_KEY, n_rows, D_KEY, 2 * key_step, ROWS, D_KEY)
-    new_k = _new(compared + (n_heads + head) * D_KEY, begin, n_rows, 2 * key_step, CONTEXT, D_KEY)
-    new_v = _new(raw + (2 * n_heads + head) * D_HEAD, begin, n_rows, 3 * value_step, CONTEXT, D_HEAD)
+    k, v, biases = _carried(keys, values, bias, begin, head, n_rows, n_heads, CONTEXT, ROWS, D_HEAD, D_KEY)
+    q, new_k, new_v = _projected(compared, raw, begin, head, n_rows, n_heads, CONTEXT, ROWS, D_HEAD, D_KEY)
     own = load(found + head * D_HEAD, n_rows, D_HEAD, value_step, ROWS, D_HEAD)
     length = tl.load(lengths + head * n_rows + rows, mask=rows < n_rows, other=float("inf"))
-    biases = _biases(bias, begin, n_rows, CONTEXT + n_rows, ROWS)
-    q, k, v = q * D_KEY**-0.5, k + new_k, v + new_v
+    k, v = k + new_k, v + new_v
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) + biases
     p = tl.exp(scores - length[:, None])
     wait_for_last()
