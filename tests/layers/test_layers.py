@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "livelm"
 FLOORS = [
-    {"types", "errors", "registry", "kernels"},
+    {"types", "errors", "registry", "compiled", "kernels"},
     {"config"},
     {"sources", "tokenize", "models", "memory", "optim"},
     {"feed", "learn"},

@@ -6,7 +6,7 @@ per context. All arithmetic is on 64-bit integers that wrap around.
 
 import numpy as np
 
-from livelm.memory.compiled import called, inlined
+from livelm.compiled import called, inlined
 
 CONTEXTS = (
     "order 0", "order 1", "order 2", "order 3", "order 4", "order 5", "order 6", "order 8",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from livelm.memory.compiled import called, compiled, inlined
+from livelm.compiled import called, compiled, inlined
 from livelm.memory.kernel import GRADE, LEARN, MARK, MARKS, SURENESS
 from livelm.memory.mixing import FIRST_BYTES, LEAST, add_scaled, clip, dot, falling, squash
 from livelm.memory.tables import Said, whole_vectors

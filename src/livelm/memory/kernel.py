@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from livelm.memory.compiled import called, compiled, inlined
+from livelm.compiled import called, compiled, inlined
 from livelm.memory.contexts import (
     CLASSES,
     COLUMN,

@@ -5,7 +5,7 @@ by everything. Each estimate is shrunk towards the shorter one by a few imagined
 a document without end pays next to nothing: less than a bit for the first 256 KB of tinyshakespeare.
 """
 
-from livelm.memory.compiled import called
+from livelm.compiled import called
 from livelm.memory.contexts import RECENT
 
 MARK_ROWS = 1 + 256 + 65536

@@ -4,7 +4,7 @@ A match that fails is kept for a while (`misses`): in a log line whose number di
 fits. It is given up when it fails too often, or when the index knows a place that fits the last bytes.
 """
 
-from livelm.memory.compiled import called, inlined
+from livelm.compiled import called, inlined
 from livelm.memory.contexts import POSITION, RECENT, finish
 
 POINTER, LENGTH, MISSES = range(3)

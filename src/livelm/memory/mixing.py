@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from livelm.memory.compiled import inlined, summed
+from livelm.compiled import inlined, summed
 
 N_STRETCH = 4096
 LARGEST = 11.0

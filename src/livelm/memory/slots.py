@@ -12,7 +12,7 @@ that no input changes. Nothing is written while something is looked up.
 import numpy as np
 from numpy.typing import NDArray
 
-from livelm.memory.compiled import called, inlined
+from livelm.compiled import called, inlined
 from livelm.memory.contexts import finish
 
 BUCKET_WORDS = 16

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import llvmlite.binding
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from livelm.compiled import allocating, called
 
 Builder: TypeAlias = Any  # llvmlite's have no types
 Value: TypeAlias = Any
@@ -227,15 +228,7 @@ def _exponentiate_rows(*, rounded: bool) -> Any:
 _exponentiate, _exponentiate_rounded = _exponentiate_rows(rounded=False), _exponentiate_rows(rounded=True)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled at its first call; from then on read from a file, where a folder is writable."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found no such folder
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@called
 def multiply(n_rows, a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace):  # type: ignore[no-untyped-def]
     """c[r, :N_TOKENS] += sum over k of a[r, k] b[k, :N_TOKENS], arguments as those of a tile."""
     r = 0
@@ -251,7 +244,7 @@ def multiply(n_rows, a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace):  # 
         r += 1
 
 
-@_compiled
+@allocating
 def walk(weight, panels, shift, exps, first, last, totals, highest, back):  # type: ignore[no-untyped-def]
     """Rows `first` to `last`: exps[v, n] = e^(weight[v] . h[n] - shift[n]), their sums, and weight' exps.
 
@@ -293,7 +286,7 @@ def walk(weight, panels, shift, exps, first, last, totals, highest, back):  # ty
                 multiply(d, here, 1, d, out, n, n_rows, g + 4 * t, n, here, 0)
 
 
-@_compiled
+@called
 def multiply_pairs(n_rows, a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace):  # type: ignore[no-untyped-def]
     """As `multiply` where a and b hold words of two bfloat16 numbers, and distances are in words."""
     r = 0
@@ -309,7 +302,7 @@ def multiply_pairs(n_rows, a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace
         r += 1
 
 
-@_compiled
+@allocating
 def walk_pairs(weight, panels, shift, exps, first, last, totals, highest, back):  # type: ignore[no-untyped-def]
     """As `walk` for a table of bfloat16, with D even; the totals are those of the rounded exponentials.
 

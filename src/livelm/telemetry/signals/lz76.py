@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from livelm.memory.compiled import compiled
+from livelm.compiled import compiled
 
 _TABLE = 1 << 16
 """Most entries of the table of k-grams, which decides k: pairs of bytes, sixteen bits."""

@@ -1,8 +1,9 @@
-"""Compile a function once, and keep the machine code where it can be kept."""
+"""Compile a function once, by numba, and keep the machine code where it can be kept."""
 
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from numba.core.caching import FunctionCache
 
 _jit: Any = numba.njit  # its stubs do not know all its options
 
-_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-
 
 class _PackageCache(FunctionCache):
-    """Numba's cache on disk, which forgets when any file of the package changes and not only the function's own."""
+    """Numba's cache on disk, which forgets when any file beside the function's changes and not only its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._sources = _sources(Path(function.__code__.co_filename).parent)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), _SOURCES)
+        return (*super()._index_key(sig, codegen), self._sources)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep machine code, or do without where the disk is full or has become read-only."""
@@ -26,13 +29,28 @@ class _PackageCache(FunctionCache):
             super().save_overload(sig, data)
 
 
+@cache
+def _sources(folder: Path) -> str:
+    """What all files of a package come to."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+
+
 def compiled(function: Callable[..., Any]) -> Any:
     """An entry point: compiled at its first call, or read from the cache (none where no folder is writable).
 
-    Without reference counts (`_nrt`): nothing here allocates, and counting took a quarter of the time. Other threads
-    run meanwhile (`nogil`).
+    Without reference counts (`_nrt`): nothing here allocates, and counting took a quarter of the count memory's time.
+    Other threads run meanwhile (`nogil`). What it calls lies in the same folder.
     """
-    dispatcher: Any = _jit(_nrt=False, nogil=True)(function)
+    return _kept(function, _nrt=False)
+
+
+def allocating(function: Callable[..., Any]) -> Any:
+    """An entry point as `compiled`, which makes arrays of its own."""
+    return _kept(function)
+
+
+def _kept(function: Callable[..., Any], **options: Any) -> Any:
+    dispatcher: Any = _jit(nogil=True, **options)(function)
     try:
         dispatcher._cache = _PackageCache(function)
     except RuntimeError:  # numba found no folder that it may write to
