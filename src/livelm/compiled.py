@@ -1,8 +1,8 @@
 """Compile a function once, by numba, and keep the machine code where it can be kept."""
 
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ _jit: Any = numba.njit  # its stubs do not know all its options
 
 
 class _PackageCache(FunctionCache):
-    """Numba's cache on disk, which forgets when any file beside the function's changes and not only its own."""
+    """Numba's cache on disk, which forgets when any file of the function's package changes and not only its own."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._sources = _sources(Path(function.__code__.co_filename).parent)
+        here, file = Path(__file__).parent, Path(function.__code__.co_filename)
+        ours = file.is_relative_to(here)
+        self._sources = _sources(here / file.relative_to(here).parts[0] if ours else file.parent)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), self._sources)
@@ -31,15 +33,34 @@ class _PackageCache(FunctionCache):
 
 @cache
 def _sources(folder: Path) -> str:
-    """What all files of a package come to."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+    """What all files of a package of ours come to, `models` or `memory`."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()
+
+
+_used = True
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """Inside, what is there twice is computed by torch: the slow twin, to compare with."""
+    global _used
+    before, _used = _used, False
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def compiles() -> bool:
+    """Whether compiled functions are used where torch could do the same."""
+    return _used
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """An entry point: compiled at its first call, or read from the cache (none where no folder is writable).
 
     Without reference counts (`_nrt`): nothing here allocates, and counting took a quarter of the count memory's time.
-    Other threads run meanwhile (`nogil`). What it calls lies in the same folder.
+    Other threads run meanwhile (`nogil`). What it calls lies in the same package of ours.
     """
     return _kept(function, _nrt=False)
 
@@ -66,6 +87,11 @@ def inlined(function: Callable[..., Any]) -> Any:
 def called(function: Callable[..., Any]) -> Any:
     """A part of an entry point that stays a function of its own."""
     return _jit(_nrt=False)(function)
+
+
+def added(function: Callable[..., Any]) -> Any:
+    """As `called`, and sums may be taken in any order, the same each time; NaN stays NaN."""
+    return _jit(_nrt=False, fastmath={"reassoc", "nsz", "contract"})(function)
 
 
 def summed(function: Callable[..., Any]) -> Any:

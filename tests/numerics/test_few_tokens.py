@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.transformers import build, check_learned_alike, learn, read
 from torch import Tensor
 
-from livelm.models.transformer import Transformer, TransformerConfig
+from livelm.compiled import in_torch
+from livelm.models.transformer import Transformer
 
 pytest.importorskip("triton", reason="the kernels for CUDA need Triton")
 from livelm.models.ops import few_tokens
 from livelm.types import State
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-N_VOCABULARY = 67
 SMALL: dict[str, Any] = {"d_model": 64, "n_layers": 2, "n_heads": 4, "context": 128, "head_scale": 1.0}
 ANCESTOR = {"norm": "layer", "rank": 16, "qk_norm": False, "activation": "relu", "mlp_bias": True}
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -24,34 +24,6 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def build(options: dict[str, Any]) -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(TransformerConfig.model_validate(options), N_VOCABULARY)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(DEVICE)
-
-
-def read(n_tokens: int, n_batches: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(N_VOCABULARY, (2 * n_batches, 1, n_tokens), generator=generator)
-    starts = torch.rand(n_batches, 1, n_tokens, generator=generator) < 1 / 20
-    return [tuple(x.to(DEVICE) for x in row) for row in zip(tokens[::2], starts, tokens[1::2], strict=True)]  # type: ignore[misc]
-
-
-def learn(model: Transformer, batches: list[Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Costs, state and gradients of the last batch; the ones before fill the window."""
-    state = model.init_state(1)
-    with torch.no_grad():
-        for tokens, starts, targets in batches[:-1]:
-            _, state = model.nats(tokens, starts, targets, state)
-    tokens, starts, targets = batches[-1]
-    nats, state = model.nats(tokens, starts, targets, state)
-    nats.mean().backward()
-    return nats.detach(), state, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """From now on every transformer goes by kernels where it can; what is returned says when it could."""
     used = []
@@ -60,7 +32,7 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         used.append(few_tokens.fits(self, tokens, state))
         return few_tokens if used[-1] else None
 
-    monkeypatch.setattr(Transformer, "_kernels", by_kernels)
+    monkeypatch.setattr(Transformer, "_few", by_kernels)
     return used
 
 
@@ -68,18 +40,12 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_a_block_of_kernels_is_the_block_of_torch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n_tokens, options = VARIANTS[variant]
     batches = read(n_tokens, 128 // n_tokens + 3)
-    plain = learn(build(options), batches)
+    with in_torch():
+        plain = learn(build(options), batches)
     used = use_kernels(monkeypatch)
-    nats, state, gradients = plain
-    nats_k, state_k, gradients_k = learn(build(options), batches)
+    found = learn(build(options), batches)
     assert sum(used) >= 2
-    torch.testing.assert_close(nats_k, nats, rtol=1e-4, atol=1e-4)
-    assert state_k.keys() == state.keys()
-    for name, tensor in state.items():
-        torch.testing.assert_close(state_k[name], tensor, rtol=1e-4, atol=1e-4)
-    assert gradients_k.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        assert (gradients_k[name] - gradient).norm() < 2e-4 * gradient.norm(), name
+    check_learned_alike(found, plain, 1e-4)
 
 
 def test_equal_inputs_give_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A transformer that carries the keys and values of the last tokens from one batch to the next."""
 
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from livelm.compiled import compiles
 from livelm.config import Device, Settings
 from livelm.kernels import kernels_of
 from livelm.models.initial import InitialMemory, initial_parameters
@@ -25,6 +26,7 @@ from livelm.models.layers import (
     silent_linear,
 )
 from livelm.models.ngrams import NOTHING, NgramEmbedding
+from livelm.models.ops import few_tokens_cpu
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.pointwise import squared_relu
@@ -257,26 +259,29 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """What the head reads at each position, and the state after the last one."""
         c = self.config
-        few = self._kernels(tokens, state)
+        few = self._few(tokens, state)
         if few is None:
-            bias, angles, after = window(starts, state, c.context, c.d_key)
+            *at, after = window(starts, state, c.context, c.d_key)
         else:
-            bias, angles, after = few.window(starts, state, c.context, frequencies(c.d_key, starts.device))
+            *at, after = few.window(starts, state, c.context, frequencies(c.d_key, starts.device))
         x, last = self.embed(tokens), None
         if self.ngrams is not None:
             first, last, after["recent"] = self.ngrams(state["recent"], tokens, starts)
             x = x + first
-        for i, block in enumerate(self.blocks):
-            through = block if few is None else partial(few.block, block)
-            x, k, v = through(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
+        past = [(state[f"keys.{i}"], state[f"values.{i}"]) for i in range(c.n_layers)]
+        x, kept = (through if few is None else few.blocks)(self.blocks, x, past, *at)
+        for i, (k, v) in enumerate(kept):
             after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
             after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
         x = self.norm(x)
         return (x if last is None else x + last), after
 
-    def _kernels(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
-        """The module that takes few tokens through all blocks by kernels, where it is used and they fit."""
-        few = kernels_of("livelm.models.ops.few_tokens") if tokens.is_cuda else None
+    def _few(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
+        """What takes few tokens through all blocks in compiled functions, where it is used and they fit."""
+        if tokens.is_cuda:
+            few: Any = kernels_of("livelm.models.ops.few_tokens")
+        else:
+            few = few_tokens_cpu if compiles() else None
         return few if few is not None and few.fits(self, tokens, state) else None
 
     def nats(
@@ -325,6 +330,17 @@ class Transformer(nn.Module):
     def outline(self) -> Outline:
         """Its blocks; norm and output matrix (see `types.Model`)."""
         return Outline(tuple(self.blocks), (self.norm, self.head or self.embed), initial_parameters(self.blocks))
+
+
+def through(
+    blocks: Iterable[nn.Module], x: Float[Tensor, "B T D"], past: Sequence[tuple[Tensor, Tensor]], *at: Any
+) -> tuple[Float[Tensor, "B T D"], list[tuple[Tensor, Tensor]]]:
+    """The stream after all blocks, and all keys and values of each, from the carried ones; `at` as `window` says."""
+    kept = []
+    for block, (keys, values) in zip(blocks, past, strict=True):
+        x, k, v = block(x, keys, values, *at)
+        kept.append((k, v))
+    return x, kept
 
 
 def window(

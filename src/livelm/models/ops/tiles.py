@@ -7,27 +7,36 @@ exponentiated and multiplied back while they are in the cache, on one AVX2 core 
 Tables of bfloat16 are multiplied in pairs of numbers, where the processor has an instruction for that.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-import llvmlite.binding
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from livelm.compiled import allocating, called
+from livelm.models.ops.vectors import (
+    FLOAT,
+    INT,
+    LANES,
+    PAIRS,
+    VECTOR,
+    WORD,
+    WORDS,
+    Builder,
+    Value,
+    at,
+    constant,
+    exponential,
+    llvm,
+    load,
+    loop,
+    multiply_add,
+    multiply_add_pairs,
+    prefetch,
+    round_to_bfloat16,
+    splat,
+    store,
+)
 
-Builder: TypeAlias = Any  # llvmlite's have no types
-Value: TypeAlias = Any
-_intrinsic: Any = intrinsic  # and its stubs do not know that the typing context is passed by itself
-
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-LANES = 16 if _FEATURES.get("avx512f", False) else 8
-"""float32 numbers in a vector; where a register holds fewer (NEON, SSE), the compiler splits it."""
-PAIRS = LANES == 16 and bool(_FEATURES.get("avx512bf16", False))
-"""Whether the processor multiplies pairs of bfloat16 into float32 sums (vdpbf16ps)."""
 N_TOKENS = 2 * LANES
 """Tokens of a tile. With 6 rows it has 12 sums, which 16 registers hold beside what is multiplied."""
 ROWS_AT_ONCE = 96
@@ -35,83 +44,12 @@ ROWS_AT_ONCE = 96
 HIGHEST = 60.0
 """e^60 summed over a vocabulary is still far from the end of float32."""
 
-_FLOAT, _INT, _WORD = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-_VECTOR, _WORDS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WORD, LANES)
-
-
-def _at(builder: Builder, address: Value, offset: Value, kind: ir.Type) -> Value:
-    """A pointer to `kind` that is `offset` float32 numbers after the address."""
-    base = builder.inttoptr(address, _FLOAT.as_pointer())
-    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
-
-
-def _load(builder: Builder, address: Value, offset: Value, kind: ir.VectorType = _VECTOR) -> Value:
-    return builder.load(_at(builder, address, offset, kind), align=4)
-
-
-def _store(builder: Builder, value: Value, address: Value, offset: Value) -> None:
-    builder.store(value, _at(builder, address, offset, _VECTOR), align=4)
-
-
-def _splat(builder: Builder, value: Value, kind: ir.VectorType = _VECTOR) -> Value:
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _WORD(0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_WORD, LANES), None))
-
-
-def _constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [_FLOAT(float(np.float32(value)))] * LANES)
-
-
-def _multiply_add(builder: Builder) -> Callable[..., Value]:
-    function = _builtin(builder, "fmuladd", 3)  # two roundings where the processor has no fused one
-    return lambda a, b, c: builder.call(function, [a, b, c])
-
-
-def _multiply_add_pairs(builder: Builder) -> Callable[..., Value]:
-    """c + a[2i] b[2i] + a[2i+1] b[2i+1] for bfloat16 numbers, two to a word."""
-    kind = ir.FunctionType(_VECTOR, [_VECTOR, _WORDS, _WORDS])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
-    return lambda a, b, c: builder.call(function, [c, a, b])
-
-
-def _prefetch(builder: Builder, address: Value) -> None:
-    pointer = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, pointer), _WORD(0), _WORD(2), _WORD(1)])
-
-
-def _builtin(builder: Builder, name: str, n_arguments: int) -> ir.Function:
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * n_arguments)
-    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
-
-
-def _loop(
-    builder: Builder, n: Value, start: list[Value], step: Callable[[Value, list[Any]], list[Value]]
-) -> list[Value]:
-    """for i in range(n): values = step(i, values), with the values in registers. `n` is at least 1."""
-    before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
-    builder.branch(body)
-    builder.position_at_end(body)
-    i = builder.phi(_INT)
-    values = [builder.phi(value.type) for value in start]
-    new = step(i, values)
-    following = builder.add(i, _INT(1))
-    i.add_incoming(_INT(0), before)
-    i.add_incoming(following, body)
-    for phi, first, later in zip(values, start, new, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, body)
-    builder.cbranch(builder.icmp_signed("<", following, n), body, after)
-    builder.position_at_end(after)
-    return new
-
 
 def _tile(n_rows: int, *, pairs: bool = False) -> Any:
     """c[r, :N_TOKENS] += sum over k of a[r, k] b[k, :N_TOKENS] for `n_rows` rows; words of two if `pairs`."""
-    number, vector = (_WORD, _WORDS) if pairs else (_FLOAT, _VECTOR)
+    number, vector = (WORD, WORDS) if pairs else (FLOAT, VECTOR)
 
-    @_intrinsic
+    @llvm
     def multiply(
         typing: Any,
         a: Any,
@@ -132,26 +70,26 @@ def _tile(n_rows: int, *, pairs: bool = False) -> Any:
 
         def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
             a, a_row, a_step, b, b_step, n, c, c_row, ahead, pace = arguments
-            fma = _multiply_add_pairs(builder) if pairs else _multiply_add(builder)
+            fma = multiply_add_pairs(builder) if pairs else multiply_add(builder)
             places = [
-                builder.add(builder.mul(c_row, _INT(r)), _INT(half * LANES)) for r in range(n_rows) for half in (0, 1)
+                builder.add(builder.mul(c_row, INT(r)), INT(half * LANES)) for r in range(n_rows) for half in (0, 1)
             ]
-            starts = [builder.mul(a_row, _INT(r)) for r in range(n_rows)]
+            starts = [builder.mul(a_row, INT(r)) for r in range(n_rows)]
 
             def step(k: Value, sums: list[Any]) -> list[Value]:
-                _prefetch(builder, builder.add(ahead, builder.mul(k, pace)))
+                prefetch(builder, builder.add(ahead, builder.mul(k, pace)))
                 of_a, of_b = builder.mul(k, a_step), builder.mul(k, b_step)
-                right = [_load(builder, b, builder.add(of_b, _INT(half * LANES)), vector) for half in (0, 1)]
+                right = [load(builder, b, builder.add(of_b, INT(half * LANES)), vector) for half in (0, 1)]
                 new = []
                 for r in range(n_rows):
-                    left = builder.load(_at(builder, a, builder.add(of_a, starts[r]), number))
-                    left = _splat(builder, left, vector)
+                    left = builder.load(at(builder, a, builder.add(of_a, starts[r]), number))
+                    left = splat(builder, left, vector)
                     new += [fma(left, right[half], sums[2 * r + half]) for half in (0, 1)]
                 return new
 
-            sums = _loop(builder, n, [_load(builder, c, place) for place in places], step)
+            sums = loop(builder, n, [load(builder, c, place) for place in places], step)
             for value, place in zip(sums, places, strict=True):
-                _store(builder, value, c, place)
+                store(builder, value, c, place)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), generate
@@ -164,60 +102,36 @@ _multiply_6, _multiply_4, _multiply_1 = _tile(6), _tile(4), _tile(1)
 _multiply_12_pairs, _multiply_4_pairs, _multiply_1_pairs = (_tile(n, pairs=PAIRS) for n in (12, 4, 1))
 
 
-def _exponential(builder: Builder, x: Value) -> Value:
-    """e^x for x of -87 to 88, beyond which x is taken as that (Cephes, expf.c); NaN stays NaN."""
-    fma = _multiply_add(builder)
-    x = builder.select(builder.fcmp_ordered(">", x, _constant(88.0)), _constant(88.0), x)
-    x = builder.select(builder.fcmp_ordered("<", x, _constant(-87.0)), _constant(-87.0), x)
-    n = builder.call(_builtin(builder, "floor", 1), [fma(x, _constant(1.44269504088896341), _constant(0.5))])
-    r = fma(n, _constant(-0.693359375), x)
-    r = fma(n, _constant(2.12194440e-4), r)
-    p = _constant(1.9875691500e-4)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
-        p = fma(p, r, _constant(factor))
-    exponent = builder.add(builder.fptosi(n, _WORDS), ir.Constant(_WORDS, [_WORD(127)] * LANES))
-    power = builder.bitcast(builder.shl(exponent, ir.Constant(_WORDS, [_WORD(23)] * LANES)), _VECTOR)
-    return builder.fmul(p, power)
-
-
-def _round_to_bfloat16(builder: Builder, x: Value) -> Value:
-    """The nearest number, ties to even, that bfloat16 has: for numbers, not for NaN."""
-    words = [ir.Constant(_WORDS, [_WORD(word)] * LANES) for word in (16, 1, 0x7FFF, 0xFFFF0000)]
-    bits = builder.bitcast(x, _WORDS)
-    even = builder.and_(builder.lshr(bits, words[0]), words[1])
-    return builder.bitcast(builder.and_(builder.add(builder.add(bits, even), words[2]), words[3]), _VECTOR)
-
-
 def _exponentiate_rows(*, rounded: bool) -> Any:
     """x <- e^x, rounded to bfloat16 if `rounded`."""
 
-    @_intrinsic
+    @llvm
     def exponentiate(typing: Any, x: Any, x_row: Any, n: Any, sums: Any, highest: Any) -> Any:
         """For n >= 1 rows of N_TOKENS; sums of what became of them go to `sums`; `highest` takes the greatest x."""
 
         def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
             x, x_row, n, sums, highest = arguments
-            halves = [_INT(0), _INT(LANES)]
+            halves = [INT(0), INT(LANES)]
 
             def step(row: Value, values: list[Any]) -> list[Value]:
                 totals, tops = [], []
                 for half in (0, 1):
                     place = builder.add(builder.mul(row, x_row), halves[half])
-                    value = _load(builder, x, place)
+                    value = load(builder, x, place)
                     top = values[2 + half]
                     tops.append(builder.select(builder.fcmp_ordered(">", value, top), value, top))
-                    value = _exponential(builder, value)
+                    value = exponential(builder, value)
                     if rounded:
-                        value = _round_to_bfloat16(builder, value)
-                    _store(builder, value, x, place)
+                        value = round_to_bfloat16(builder, value)
+                    store(builder, value, x, place)
                     totals.append(builder.fadd(values[half], value))
                 return totals + tops
 
-            start = [_constant(0.0)] * 2 + [_load(builder, highest, half) for half in halves]
-            ended = _loop(builder, n, start, step)
+            start = [constant(0.0)] * 2 + [load(builder, highest, half) for half in halves]
+            ended = loop(builder, n, start, step)
             for half in (0, 1):
-                _store(builder, ended[half], sums, halves[half])
-                _store(builder, ended[2 + half], highest, halves[half])
+                store(builder, ended[half], sums, halves[half])
+                store(builder, ended[2 + half], highest, halves[half])
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 5), generate

@@ -1,0 +1,113 @@
+"""A block forward: norm, projection, rotary positions, attention, output map; norm, feed-forward."""
+
+import numpy as np
+
+from livelm.compiled import allocating, called
+from livelm.models.ops.few_tokens_cpu.parts import from_columns, gained, norm, to_columns, turn
+from livelm.models.ops.products import add_product, softmax_strip
+from livelm.models.ops.vectors import LANES
+
+
+@allocating
+def block_forward(form, x, past, window, weights, y, keys, values):  # type: ignore[no-untyped-def]
+    """What `transformer.Block` computes: y (B, T, D), all keys and values (B, S, G, E), carried ones first.
+
+    `past`: carried keys and values (B, C, G, E). `window`: (B, S, P) what is added to scores, and (E/2, M) cosines and
+    sines. `weights`: gain, bias, projection, output map of attention; gain, bias, map, bias, map, bias of the rest.
+    Returns what `backward` wants to know.
+    """
+    gain, bias, project, out, gain_2, bias_2, up, up_bias, down, down_bias = weights
+    d, m = form.d_model, form.n_lanes * form.n_padded
+    stream, read = np.empty((d, m), np.float32), np.empty((d, m), np.float32)
+    to_columns(form, x, stream)
+    normed, scale = np.empty((d, m), np.float32), np.empty(m, np.float32)
+    norm(form, stream, normed, scale)
+    gained(form, normed, gain, bias, read)
+    heads = np.zeros((project.shape[0], m), np.float32)
+    add_product((len(heads), m, d), project.ctypes.data, d, 1, read.ctypes.data, m, heads.ctypes.data, m)
+    head_scale = np.empty((form.n_heads + form.n_kv_heads, m), np.float32)
+    _turn_heads(form, heads, window, head_scale)
+    _keep(form, heads, past, keys, values)
+    probabilities = np.empty((form.n_lanes, form.n_heads, keys.shape[1], form.n_padded), np.float32)
+    found = np.zeros((form.n_heads * form.d_head, m), np.float32)
+    _attend(form, heads, keys, values, window[0], probabilities, found)
+    add_product((d, m, len(found)), out.ctypes.data, len(found), 1, found.ctypes.data, m, stream.ctypes.data, m)
+
+    normed_2, scale_2 = np.empty((d, m), np.float32), np.empty(m, np.float32)
+    norm(form, stream, normed_2, scale_2)
+    gained(form, normed_2, gain_2, bias_2, read)
+    hidden, active = np.empty((form.hidden, m), np.float32), np.empty((form.hidden, m), np.float32)
+    _begin(up_bias, hidden)
+    add_product((form.hidden, m, d), up.ctypes.data, d, 1, read.ctypes.data, m, hidden.ctypes.data, m)
+    _rectify(form, hidden, active)
+    for row in range(len(down_bias)):
+        for column in range(m):
+            stream[row, column] += down_bias[row]
+    add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, stream.ctypes.data, m)
+    from_columns(form, stream, y)
+    return normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden
+
+
+@called
+def _turn_heads(form, heads, window, head_scale):  # type: ignore[no-untyped-def]
+    """Norm and turn queries and keys; queries carry the scale of the scores."""
+    _, cos, sin = window
+    for head in range(form.n_heads + form.n_kv_heads):
+        size = np.float32(1 / np.sqrt(form.d_head)) if head < form.n_heads else np.float32(1.0)
+        turn(form, heads[head * form.d_head : (head + 1) * form.d_head], cos, sin, size, head_scale[head])
+
+
+@called
+def _keep(form, heads, past, keys, values):  # type: ignore[no-untyped-def]
+    """Carried keys and values, then the new ones."""
+    for all_of, old, first in ((keys, past[0], form.n_heads), (values, past[1], form.n_heads + form.n_kv_heads)):
+        for lane in range(form.n_lanes):
+            for s in range(form.n_carried):
+                for g in range(form.n_kv_heads):
+                    for e in range(form.d_head):
+                        all_of[lane, s, g, e] = old[lane, s, g, e]
+            for t in range(form.n_tokens):
+                for g in range(form.n_kv_heads):
+                    for e in range(form.d_head):
+                        row, column = (first + g) * form.d_head + e, lane * form.n_padded + t
+                        all_of[lane, form.n_carried + t, g, e] = heads[row, column]
+
+
+@called
+def _attend(form, heads, keys, values, bias, probabilities, found):  # type: ignore[no-untyped-def]
+    """softmax(q k' + bias) of each lane and head, and the values by it."""
+    n_keys, n, e, m = keys.shape[1], form.n_padded, form.d_head, heads.shape[1]
+    row = form.n_kv_heads * e
+    from_keys, from_values, from_heads, to = keys.ctypes.data, values.ctypes.data, heads.ctypes.data, found.ctypes.data
+    for lane in range(form.n_lanes):
+        for head in range(form.n_heads):
+            p, group = probabilities[lane, head], head // (form.n_heads // form.n_kv_heads)
+            for s in range(n_keys):
+                for t in range(n):
+                    p[s, t] = bias[lane, s, t]
+            there = 4 * ((lane * n_keys * form.n_kv_heads + group) * e)
+            here = 4 * (head * e * m + lane * n)
+            add_product((n_keys, n, e), from_keys + there, row, 1, from_heads + here, m, p.ctypes.data, n)
+            for t in range(0, n, LANES):
+                softmax_strip(p.ctypes.data + 4 * t, n, n_keys)
+            add_product((e, n, n_keys), from_values + there, 1, row, p.ctypes.data, n, to + here, m)
+
+
+@called
+def _begin(bias, columns):  # type: ignore[no-untyped-def]
+    """Every column the bias, or zero where there is none."""
+    for row in range(columns.shape[0]):
+        value = bias[row] if len(bias) else np.float32(0.0)
+        for m in range(columns.shape[1]):
+            columns[row, m] = value
+
+
+@called
+def _rectify(form, hidden, active):  # type: ignore[no-untyped-def]
+    """max(x, 0) in place, and that or its square; NaN stays NaN."""
+    for row in range(hidden.shape[0]):
+        for m in range(hidden.shape[1]):
+            x = hidden[row, m]
+            x = np.float32(0.0) if x < 0 else x
+            hidden[row, m] = x
+            active[row, m] = x * x if form.squared else x

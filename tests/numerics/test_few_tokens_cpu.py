@@ -1,0 +1,142 @@
+"""Blocks as one compiled function are the blocks of torch: costs, windows, state, gradients; and they are used."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.transformers import N_VOCABULARY, build, check_learned_alike, learn, read
+from torch import Tensor, nn
+
+from livelm.compiled import in_torch
+from livelm.models.ops import few_tokens_cpu
+from livelm.models.transformer import Transformer
+from livelm.types import State
+
+if torch.cuda.is_available():
+    pytest.skip("models are built on the card here", allow_module_level=True)
+
+SMALL: dict[str, Any] = {"d_model": 64, "n_layers": 2, "n_heads": 4, "context": 40, "head_scale": 1.0}
+VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "plain": (1, 48, SMALL),
+    "tiny": (1, 48, SMALL | {"norm": "layer", "n_heads": 2, "context": 128, "ngrams": [2, 3], "ngram_rows": 512}),
+    "lanes, shared keys, biases": (3, 37, SMALL | {"n_kv_heads": 2, "mlp_bias": True}),
+    # few, because a number that rounding carries over the corner at zero has another gradient
+    "corners": (2, 3, SMALL | {"activation": "relu", "mlp_bias": True}),
+    "one token": (2, 1, SMALL | {"qk_norm": False}),
+    "long": (1, 200, SMALL | {"d_ff": 96, "d_model": 96, "n_heads": 3}),
+    "no vectors' multiple of keys": (1, 7, SMALL | {"context": 5, "n_layers": 1}),
+}
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each pass, whether it went through compiled blocks."""
+    went: list[bool] = []
+    chosen = Transformer._few
+
+    def choose(self: Transformer, tokens: Tensor, state: State) -> Any:
+        went.append(chosen(self, tokens, state) is few_tokens_cpu)
+        return few_tokens_cpu if went[-1] else None
+
+    monkeypatch.setattr(Transformer, "_few", choose)
+    return went
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 6])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiled_blocks_are_the_blocks_of_torch(variant: str, n_batches: int, used: list[bool]) -> None:
+    n_lanes, n_tokens, options = VARIANTS[variant]
+    batches = read(n_tokens, n_batches, n_lanes)
+    with in_torch():
+        wanted = learn(build(options), batches)
+    assert not any(used)
+    used.clear()
+    check_learned_alike(learn(build(options), batches), wanted, 2e-5)
+    assert all(used)
+
+
+def test_equal_inputs_give_equal_bits() -> None:
+    batches = read(48, 4)
+    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
+    assert torch.equal(nats, again)
+    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+
+
+def test_a_batch_in_two_halves_predicts_the_same() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+    with torch.no_grad():
+        whole, _ = model.nats(tokens, starts, targets, model.init_state(1))
+        first, state = model.nats(tokens[:, :30], starts[:, :30], targets[:, :30], model.init_state(1))
+        second, _ = model.nats(tokens[:, 30:], starts[:, 30:], targets[:, 30:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_far_along_a_stream_positions_still_count() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
+    state = model.init_state(1)
+    state["position"] += 3_000_000_019
+    with torch.no_grad():
+        found, _ = model.nats(tokens, starts, targets, state)
+        with in_torch():
+            wanted, _ = model.nats(tokens, starts, targets, state)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_a_number_stays_one() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[3, 5] = torch.nan
+        nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    assert nats.isnan().all()
+
+
+def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
+    batches = read(48, 1)
+
+    def frozen() -> Transformer:
+        model = build(SMALL)
+        model.embed.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+        model.blocks[1].attention.project.weight.requires_grad_(False)
+        return model
+
+    with in_torch():
+        wanted = learn(frozen(), batches)
+    found = learn(frozen(), batches)
+    assert "blocks.1.mlp.up.weight" in found[2]
+    check_learned_alike(found, wanted, 2e-5)
+
+
+def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
+    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nats.mean().backward()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gate": True}, {"rank": 8}, {"initial_state": "learned"}, {"d_model": 40}, {"d_ff": 40 + 3}],
+    ids=str,
+)
+def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any], used: list[bool]) -> None:
+    learn(build(SMALL | options), read(16, 2))
+    assert not any(used)
+
+
+def test_adapters_and_other_types_are_left_to_torch() -> None:
+    class Other(nn.Linear):
+        pass
+
+    def fits(model: Transformer, n_tokens: int = 8) -> bool:
+        return few_tokens_cpu.fits(model, torch.zeros(1, n_tokens, dtype=torch.int64), model.init_state(1))
+
+    assert fits(build(SMALL))
+    assert not fits(build(SMALL), few_tokens_cpu.MOST_TOKENS + 1)
+    assert not fits(build(SMALL).double())
+    model = build(SMALL)
+    model.blocks[1].mlp.up = Other(64, 256)
+    assert not fits(model)
+    assert build(SMALL).n_vocabulary == N_VOCABULARY
