@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from livelm.compiled import in_torch
 from livelm.models import MODELS
 from livelm.optim import OPTIMIZERS
 from livelm.types import Model, State
@@ -242,7 +243,8 @@ def test_declared_flops_are_the_measured_ones(name: str, options: dict[str, Any]
         total = 0
         for t in range(16):  # not every token need cost the same
             counter = FlopCounterMode(display=False)
-            with counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not know the fused kernel of CPUs
+            # the counter knows neither the fused kernel of CPUs nor compiled functions
+            with counter, in_torch(), sdpa_kernel(SDPBackend.MATH):
                 _, state = model(tokens[:, t : t + 1], torch.zeros_like(starts[:, :1]), state)
             total += counter.get_total_flops()
     assert total / 16 == pytest.approx(model.flops_per_token(), rel=0.04)
