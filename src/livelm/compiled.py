@@ -70,6 +70,11 @@ def allocating(function: Callable[..., Any]) -> Any:
     return _kept(function)
 
 
+def unchecked(function: Callable[..., Any]) -> Any:
+    """An entry point as `allocating`, where a division by zero is inf or NaN: an error at each would forbid vectors."""
+    return _kept(function, error_model="numpy")
+
+
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
     dispatcher: Any = _jit(nogil=True, **options)(function)
     try:
@@ -97,3 +102,8 @@ def added(function: Callable[..., Any]) -> Any:
 def summed(function: Callable[..., Any]) -> Any:
     """As `inlined`, and sums may be taken in any order, which is what makes vectors of them."""
     return _jit(_nrt=False, forceinline=True, fastmath=True)(function)
+
+
+def reordered(function: Callable[..., Any]) -> Any:
+    """As `summed`, but inf and NaN stay what they are."""
+    return _jit(_nrt=False, forceinline=True, fastmath={"reassoc"})(function)

@@ -1,6 +1,7 @@
 """What every optimizer of OPTIMIZERS promises."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,21 @@ def test_rates_follow_the_schedule(name: str) -> None:
     before = {label: p.detach().clone() for label, p in model.named_parameters()}
     learn(model, optimizer, 2, seed=1)
     assert all(torch.equal(before[label], p) for label, p in model.named_parameters())
+
+
+@every
+def test_all_gradients_are_dropped(name: str) -> None:
+    shapes = {"matrix": (4, 4), "table": (5, 4), "vector": (4,), "rows": (6, 4), "deferred": (7, 4)}
+    named: dict[str, Any] = {kind: nn.Parameter(torch.ones(shape)) for kind, shape in shapes.items()}
+    kinds = {kind: [(kind, parameter)] for kind, parameter in named.items()}
+    optimizer = OPTIMIZERS[name](OPTIMIZERS[name].Config(), kinds)
+    cleared: list[int] = []
+    named["deferred"].gradient_parts = type("Parts", (), {"clear": lambda _: cleared.append(1)})()
+    for kind, parameter in named.items():
+        parameter.grad = torch.ones_like(parameter).to_sparse(1) if kind == "rows" else torch.ones_like(parameter)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in named.values())
+    assert cleared == [1]
 
 
 @every

@@ -15,6 +15,7 @@ from livelm.learn.guard import Guard
 from livelm.learn.score_first import ScoreFirst
 from livelm.learn.slices import Recalled, cost
 from livelm.optim import set_rates
+from livelm.optim.clip import clip
 from livelm.types import Batch, Scored, State, Update
 
 
@@ -226,10 +227,8 @@ class Learner(ScoreFirst):
         if not loss.requires_grad:  # nothing that learns had a part in it: workers' state, and no worker was there
             return 0.0, None
         loss.backward()
-        # rows touched by chance (n-gram tables) have sparse gradients and a learning rule that needs no clipping
-        dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
-        norm = nn.utils.clip_grad_norm_(dense, self.settings.clip)
-        return float(norm), (guard or self._guard).judge(float(norm))
+        norm = clip(self._parameters, self.settings.clip)
+        return norm, (guard or self._guard).judge(norm)
 
 
 def check_batch(batch: Batch, n_lanes: int, n_vocabulary: int) -> None:

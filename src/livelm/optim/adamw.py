@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from livelm.config import Settings
 from livelm.kernels import kernels_of
+from livelm.optim.adamw_compiled import Places
 from livelm.optim.deferred import DeferredAdagrad
 from livelm.optim.grouped import Grouped, Kinds, group
 from livelm.optim.rows import RowAdagrad
@@ -37,14 +38,37 @@ class AdamWConfig(Settings):
 
 
 class DenseAdamW(torch.optim.AdamW):
-    """AdamW of torch, or one kernel for all weights of a group where kernels are used."""
+    """AdamW of torch; where kernels are used one for all weights of a group, on a CPU one pass for small ones."""
+
+    _places: Places | None = None
+    """Of the state as it is now; not part of it."""
 
     def step(self, closure: Any = None) -> Any:
         """Change every weight by its gradient."""
         kernels = kernels_of("livelm.optim.adamw_cuda")
-        if kernels is None or not kernels.takes(self):
-            return super().step(closure)
-        return kernels.step(self)
+        if kernels is not None and kernels.takes(self):
+            return kernels.step(self)
+        if closure is None and self._step_on_cpu():
+            return None
+        return super().step(closure)
+
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # for torch: not to wrap it in a profiler's span
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take more weights."""
+        self._places = None
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._places = None  # other tensors take the place of those that it knows
+        super().__setstate__(state)
+
+    def _step_on_cpu(self) -> bool:
+        """Whether the step was done by one pass over the weights where they lie."""
+        if self._places is not None and (not self._places.fit or self._places.step()):
+            return self._places.fit
+        self._places = Places(self) if self.state else None
+        return self._places is not None and self._places.step()
 
 
 class AdamW(Grouped):

@@ -73,7 +73,10 @@ class Grouped:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for part in self.parts:
+        for part in self._plain:  # their own zero_grad takes a hundred microseconds for it
+            for parameter in _parameters(part):
+                parameter.grad = None
+        for part in self._deferring:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:

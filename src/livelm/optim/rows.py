@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
+from livelm.optim import rows_compiled
+
 
 class RowAdagrad(Optimizer):
     """w <- w - rate * g / (sqrt(sum of g^2) + eps), for the rows of a sparse gradient only (Duchi et al. 2011).
@@ -18,29 +20,29 @@ class RowAdagrad(Optimizer):
     def __init__(self, groups: list[dict[str, Any]], eps: float = 1e-8) -> None:
         super().__init__(groups, {"eps": eps})
 
-    @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: the graded graph is the one differentiated
         """Change the touched rows of every table."""
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._step_table(table, group)
+                    self._step_table(table, table.grad, group)
 
-    def _step_table(self, table: Tensor, group: dict[str, Any]) -> None:
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # for torch: not to wrap it in a profiler's span
+
+    def _step_table(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table]
         if not state:
             state["sum"] = torch.zeros_like(table)
-        if not table.grad.is_sparse:  # type: ignore[union-attr]
-            adagrad_reference(table, state["sum"], table.grad, group["lr"], group["eps"])  # type: ignore[arg-type]
+        sums = state["sum"]
+        if gradient.is_sparse and rows_compiled.step(table, sums, gradient, group["lr"], group["eps"]):
             return
-        if table.is_cuda:
-            self._step_rows(table, state["sum"], table.grad, group)  # type: ignore[arg-type]
-            return
-        gradient = table.grad.coalesce()  # type: ignore[union-attr]
-        rows, values = gradient.indices()[0], gradient.values()
-        total = state["sum"].index_select(0, rows).addcmul_(values, values)
-        state["sum"].index_copy_(0, rows, total)
-        table.index_add_(0, rows, values.div_(total.sqrt_().add_(group["eps"])), alpha=-group["lr"])
+        with torch.no_grad():
+            if not gradient.is_sparse:
+                adagrad_reference(table, sums, gradient, group["lr"], group["eps"])
+            elif table.is_cuda:
+                self._step_rows(table, sums, gradient, group)
+            else:
+                step_coalesced(table, sums, gradient, group["lr"], group["eps"])
 
     def _step_rows(self, table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """The same without a shape that depends on which rows there are, so that it can be captured."""
@@ -57,6 +59,15 @@ def sum_by_row(rows: Int[Tensor, " N"], values: Float[Tensor, "N D"]) -> Float[T
     As one product of (N, N) by (N, D), in the same order each time: adding them up with atomic operations is not.
     """
     return (rows[:, None] == rows).to(values.dtype) @ values
+
+
+def step_coalesced(table: Tensor, sums: Tensor, gradient: Tensor, rate: float, eps: float) -> None:
+    """One step by a sparse gradient, in place, for tensors of any type: the slow twin of `rows_compiled`."""
+    gradient = gradient.coalesce()
+    rows, values = gradient.indices()[0], gradient.values()
+    total = sums.index_select(0, rows).addcmul_(values, values)
+    sums.index_copy_(0, rows, total)
+    table.index_add_(0, rows, values / total.sqrt_().add_(eps), alpha=-rate)
 
 
 def adagrad_reference(table: Tensor, total: Tensor, gradient: Tensor, rate: float, eps: float) -> None:
