@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from livelm import compiled
 from livelm.errors import CheckpointError, ConfigError, ContractError
-from livelm.memory import GRADE, LEARN, MARK, MARKS, Costs, CountMemory, CountMemorySettings, compiled
+from livelm.memory import GRADE, LEARN, MARK, MARKS, Costs, CountMemory, CountMemorySettings
 
 TEXT = (b"To be, or not to be, that is the question:\n" * 4 + b'{"level": "info", "took": 17}\n' * 6) * 2
 SMALL = CountMemorySettings(budget_mib=64, history_mib=1)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -176,18 +177,18 @@ class Learner(ScoreFirst):
         inputs, starts = self._inputs(batch)
         read = (tensor.to(self.device) for tensor in (inputs, starts, batch.tokens))
         nats, lanes = self.model.nats(*read, self.lanes)  # type: ignore[operator]
-        graded = nats.detach().cpu().double()
+        graded = nats.detach().cpu().numpy().astype(np.float64)  # for so few numbers torch takes five times as long
         total = float(graded.sum())
         if not math.isfinite(total):
             # a broken prediction is graded as no prediction (uniform), and its state must not reach the next batch
-            graded = torch.where(torch.isfinite(graded), graded, math.log(self._n_vocabulary))
+            graded = np.where(np.isfinite(graded), graded, math.log(self._n_vocabulary))
             lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
         self._move(lanes, batch)
         loss = mean_of(nats, batch)
         if batch.n_graded < batch.tokens.numel() or not math.isfinite(total):  # the usual case needs no masks
-            graded = graded * batch.graded
+            graded = graded * batch.graded.numpy()
             total = float(graded.sum())
-        return Scored(seal=self._seal, batch=batch, nats=graded, sum_nats=total, loss=loss)
+        return Scored(seal=self._seal, batch=batch, nats=torch.from_numpy(graded), sum_nats=total, loss=loss)
 
     def _learn(self, scored: Scored) -> Update:
         """One step by the gradient of the loss, or none where the guard refuses it."""
@@ -213,8 +214,9 @@ class Learner(ScoreFirst):
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) what the model reads to predict the batch, and its starts. Raises ContractError for a wrong batch."""
         check_batch(batch, len(self._last), self._n_vocabulary)
-        inputs = torch.cat([self._last, batch.tokens[:, :-1]], dim=1)
-        return inputs, torch.cat([self._last_starts, batch.starts[:, :-1]], dim=1)
+        inputs = np.concatenate([self._last.numpy(), batch.tokens.numpy()[:, :-1]], axis=1)
+        starts = np.concatenate([self._last_starts.numpy(), batch.starts.numpy()[:, :-1]], axis=1)
+        return torch.from_numpy(inputs), torch.from_numpy(starts)
 
     def _move(self, lanes: State, batch: Batch) -> None:
         """Carry on what the next batch begins with."""
@@ -236,7 +238,8 @@ def check_batch(batch: Batch, n_lanes: int, n_vocabulary: int) -> None:
     there, n_tokens = batch.tokens.shape
     if there != n_lanes:
         raise ContractError(f"batch {batch.index} has {there} lanes, the learner {n_lanes}.")
-    low, high = map(int, batch.tokens.aminmax()) if n_tokens else (0, -1)
+    tokens = batch.tokens.numpy()
+    low, high = (int(tokens.min()), int(tokens.max())) if n_tokens else (0, -1)
     if n_tokens == 0 or high >= n_vocabulary or low < 0:
         raise ContractError(
             f"batch {batch.index} has {n_tokens} tokens per lane, with ids from {low} to {high}; "

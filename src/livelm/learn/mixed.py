@@ -112,12 +112,12 @@ class MixedLearner(_WithMemory):
     def _grade(self, batch: Batch, learns: bool) -> Scored:
         says, loss = self._say(batch, learns)
         costs = [self._join(lane, batch, says[lane], learns) for lane in range(len(says))]
-        bits = torch.from_numpy(np.stack([c.mixture for c in costs]))
+        nats = np.array([c.mixture for c in costs]) * LN_2
         return Scored(
             seal=self._seal,
             batch=batch,
-            nats=bits * LN_2,
-            sum_nats=float(bits.sum()) * LN_2,
+            nats=torch.from_numpy(nats),
+            sum_nats=float(nats.sum()),
             loss=loss,
             alone={
                 "counts_bits": float(sum(c.counts.sum() for c in costs)),
@@ -133,14 +133,14 @@ class MixedLearner(_WithMemory):
         """
         inputs, starts, targets = (tensor.to(self.device) for tensor in (*self._inputs(batch), batch.tokens))
         nats, log_probs, lanes = told(self.model, inputs, starts, targets, self.lanes)
-        if not bool(torch.isfinite(nats.detach().sum())):
+        if not math.isfinite(float(nats.detach().sum())):
             lanes = self.model.init_state(len(batch.tokens))  # type: ignore[operator]
         self._move(lanes, batch)
         return log_probs.detach().cpu().numpy(), mean_of(nats, batch)
 
     def _join(self, lane: int, batch: Batch, log_probs: NDArray[np.float32], learns: bool) -> Costs:
         """What every token of a lane cost; `log_probs` (T, V) of the network."""
-        tokens, modes = batch.tokens[lane].numpy(), modes_of(batch.graded[lane], learns=learns)
+        tokens, modes = batch.tokens.numpy()[lane], modes_of(batch.graded[lane], learns=learns)
         return self.memory.mix_bytes(self.memory.read(tokens, modes, lane), tokens, modes, log_probs)
 
 

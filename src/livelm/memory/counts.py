@@ -14,13 +14,12 @@ from livelm.memory.join import (
     LEARNED,
     Expected,
     Join,
-    bits_of_bytes,
+    build_heard,
     build_join,
     expect_nothing,
-    expected_of,
+    hear,
     join,
     join_tree,
-    logits_of_marks,
     nodes_of_bytes,
 )
 from livelm.memory.kernel import GRADE, LEARN, MARK, distribute, score
@@ -44,7 +43,6 @@ SHORTEST_HISTORY = 4096
 """Bytes of the past that each lane keeps at least."""
 OWN = {*CONSTANTS, *LANE}
 """Tables that are not everybody's learning."""
-_LN_2 = float(np.log(2.0))
 
 Modes = NDArray[np.int64]
 """(n,) for each token a sum of GRADE (grade it), LEARN (then learn it), MARKS (a document might open here) and AHEAD
@@ -188,13 +186,10 @@ class CountMemory:
         """
         n = len(tokens)
         log_probs = _checked(log_probs, n)
-        bit_logits, tree = np.zeros((n, 8)), np.zeros(512)
-        bits_of_bytes(log_probs, tokens, tree, bit_logits)
-        graded = modes & GRADE != 0
-        network = np.where(graded, -log_probs[np.arange(n), tokens].astype(np.float64) / _LN_2, 0.0)
-        network = np.nan_to_num(network, nan=8.0, posinf=8.0)
-        says = bit_logits, logits_of_marks(log_probs[:, MARK]), network, expected_of(log_probs)
-        return Costs(self.mix(said, tokens, modes, *says).sum(axis=1), np.where(graded, said.bits, 0.0), network)
+        heard = build_heard(n)
+        hear(log_probs, tokens, modes, np.empty(512), heard)
+        counts = np.where(modes & GRADE, said.bits, 0.0)
+        return Costs(self.mix(said, tokens, modes, *heard).sum(axis=1), counts, heard.bits)
 
     def distribution(self, lane: int = 0, log_probs: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         """(257,) natural logarithms of the next token's probabilities, by which it would be graded; learns nothing.
@@ -206,9 +201,10 @@ class CountMemory:
         tree, flag = said.tree, _squash(said.flags[0])
         if log_probs is None:
             return np.log(np.append(tree[256:] * (1 - flag), flag))
-        checked, logits = _checked(log_probs[None], 1), np.zeros(256)
+        checked, logits, heard = _checked(log_probs[None], 1), np.zeros(256), build_heard(1)
+        hear(checked, np.array([MARK]), np.array([GRADE]), tree, heard)
         nodes_of_bytes(checked, tree, logits)
-        join_tree(self._join, logits, logits_of_marks(checked[:, MARK])[0], expected_of(checked), said)
+        join_tree(self._join, logits, heard.flag_logits[0], heard.expected, said)
         return np.log(np.append(tree[256:], tree[0]))
 
     def state_dict(self) -> dict[str, Any]:

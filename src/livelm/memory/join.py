@@ -17,6 +17,7 @@ from livelm.compiled import called, compiled, inlined
 from livelm.memory.kernel import GRADE, LEARN, MARK, MARKS, SURENESS
 from livelm.memory.mixing import FIRST_BYTES, LEAST, add_scaled, clip, dot, falling, squash
 from livelm.memory.tables import Said, whole_vectors
+from livelm.types import LN_2
 
 OWN = 5
 """Inputs before those of the contexts: the network's logit, its probability less a half, a constant, the logit of the
@@ -80,11 +81,21 @@ def build_join(n_inputs: int) -> Join:
     )
 
 
-def expected_of(log_probs: NDArray[np.float32]) -> Expected:
-    """Of (n, 257) natural logarithms of a network."""
-    top = log_probs[:, :MARK].argmax(axis=1)
-    best = np.nan_to_num(log_probs[np.arange(len(top)), top].astype(np.float64), nan=-9.0).clip(-9.0, 0.0)
-    return Expected(top.astype(np.int64), np.minimum(7, np.exp(best) * 8).astype(np.int64))
+class Heard(NamedTuple):
+    """What `join` reads of what a network says of n tokens."""
+
+    bit_logits: NDArray[np.float64]
+    """(n, 8) of each bit along each byte, given the bits before it; of a mark nothing is filled in."""
+    flag_logits: NDArray[np.float64]
+    """(n,) that a document opens."""
+    bits: NDArray[np.float64]
+    """(n,) what each token cost it alone, 0 where not graded."""
+    expected: Expected
+
+
+def build_heard(n: int) -> Heard:
+    """Room for n tokens."""
+    return Heard(np.empty((n, 8)), np.empty(n), np.empty(n), Expected(np.empty(n, np.int64), np.empty(n, np.int64)))
 
 
 def expect_nothing(n: int) -> Expected:
@@ -230,14 +241,40 @@ def plant(tree, log_probs, at):
 
 
 @compiled
-def bits_of_bytes(log_probs, tokens, tree, bit_logits):
-    """(n, 8) the logit of each bit along each byte, given the bits before it, from (n, 256) log probabilities."""
+def hear(log_probs, tokens, modes, tree, heard: Heard):
+    """Fill `heard` with what a network over bytes says, of its (n, 257) natural logarithms. `tree`: room for 512.
+
+    What is not a number, and what costs infinitely much, costs 8 bits.
+    """
     for at in range(tokens.shape[0]):
+        heard.flag_logits[at] = logit_of_mark(log_probs[at, MARK])
+        heard.expected.top[at], heard.expected.sure[at] = expect(log_probs, at)
+        cost = -np.float64(log_probs[at, tokens[at]]) / LN_2 if modes[at] & GRADE else 0.0
+        heard.bits[at] = cost if math.isfinite(cost) else 8.0
         if tokens[at] < MARK:
             plant(tree, log_probs, at)
             for b in range(8):
                 prefix = (np.int64(tokens[at]) | 256) >> (8 - b)
-                bit_logits[at, b] = math.log(tree[2 * prefix + 1] / tree[2 * prefix])
+                heard.bit_logits[at, b] = math.log(tree[2 * prefix + 1] / tree[2 * prefix])
+
+
+@called
+def expect(log_probs, at):
+    """The byte that is thought most probable, and how sure, 0 to 7; some byte where there are logarithms of none."""
+    top = 0
+    for byte in range(1, MARK):
+        if not log_probs[at, byte] <= log_probs[at, top]:  # so too past what is not a number
+            top = byte
+    best = np.float64(log_probs[at, top])
+    return top, 0 if math.isnan(best) else min(7, int(math.exp(max(-9.0, min(0.0, best))) * 8))
+
+
+@inlined
+def logit_of_mark(log_prob):
+    """As `logits_of_marks`, of one."""
+    p = math.exp(min(0.0, np.float64(log_prob))) if not math.isnan(log_prob) else 0.0
+    p = max(1e-7, min(1 - 1e-7, p))
+    return math.log(p / (1 - p))
 
 
 @compiled

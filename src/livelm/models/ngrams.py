@@ -5,10 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-NOTHING = -1
-"""Stands for the token before the first one of a document."""
-_MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, odd: Knuth's multiplicative hashing
-_SHIFT = 31
+from livelm.models.ops.ngram_rows import MULTIPLIER, NOTHING, SHIFT, fits, sum_ngram_rows
 
 
 class NgramEmbedding(nn.Module):
@@ -34,6 +31,14 @@ class NgramEmbedding(nn.Module):
         self, recent: Int[Tensor, "B R"], tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Int[Tensor, "B R"]]:
         """What to add first and last at each position, and the tokens the next batch must look back on."""
+        if fits(self.table, tokens):
+            return sum_ngram_rows(self.table, recent, tokens, starts, self.multipliers)
+        return self.look_up(recent, tokens, starts)
+
+    def look_up(
+        self, recent: Int[Tensor, "B R"], tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Int[Tensor, "B R"]]:
+        """The same by torch, on any device and in any type."""
         n_new = tokens.shape[1]
         read = torch.cat([recent, tokens], dim=1)
         document = F.pad(starts.cumsum(dim=1), (self.n_back, 0))
@@ -51,9 +56,9 @@ class NgramEmbedding(nn.Module):
         window, owner = read.unfold(1, n, 1), document.unfold(1, n, 1)  # (B, T, n), the newest token last
         codes = (window + 2).where(owner == owner[..., -1:], NOTHING + 2)
         mixed = (codes[..., None, :] * self.multipliers).sum(dim=-1)  # int64 wraps around: that is the hash
-        mixed = (mixed ^ (mixed >> _SHIFT)) * _MULTIPLIER
+        mixed = (mixed ^ (mixed >> SHIFT)) * MULTIPLIER
         offsets = torch.arange(len(self.orders), device=read.device) * self.n_rows
-        return ((mixed >> _SHIFT) % self.n_rows) + offsets
+        return ((mixed >> SHIFT) % self.n_rows) + offsets
 
 
 def _multipliers(orders: tuple[int, ...]) -> Int[Tensor, "N n"]:
