@@ -33,8 +33,9 @@ from bench.record import keep
 from bench.worker import race
 from livelm.memory import CountMemory
 from livelm.memory.kernel import GRADE
-from livelm.models.layers import linear, nats_of, rms_norm, silent_linear
+from livelm.models.layers import linear, rms_norm, silent_linear
 from livelm.models.ngrams import NgramEmbedding
+from livelm.models.ops.head import nats_of
 from livelm.models.transformer import Transformer
 from livelm.optim import set_rates
 from livelm.optim.adamw import AdamW

@@ -34,7 +34,7 @@ from livelm.config import load_recipe, parse_budget
 from livelm.evaluate.intervals import interval
 from livelm.feed import batches
 from livelm.learn import Learner
-from livelm.models.layers import nats_of
+from livelm.models.ops.head import nats_of
 from livelm.parts import build_parts
 from livelm.sources import open_sources
 from livelm.types import LN_2, Batch

@@ -8,8 +8,8 @@ import torch
 from tests.parameters import SHAPES, give, make, refuse
 from torch import nn
 
+from livelm.compiled.addresses import MOST
 from livelm.optim import clip
-from livelm.optim.flat import MOST
 
 
 @pytest.mark.parametrize("most", [1e-3, 1.0, 1e6])

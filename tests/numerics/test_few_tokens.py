@@ -32,7 +32,8 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         used.append(few_tokens.fits(self, tokens, state))
         return few_tokens if used[-1] else None
 
-    monkeypatch.setattr(Transformer, "_few", by_kernels)
+    monkeypatch.setattr(Transformer, "_kernels", by_kernels)
+    monkeypatch.setattr("livelm.models.transformer.compiles", lambda: False)  # nor by what is compiled for a CPU
     return used
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from livelm.compiled import compiled
-from livelm.models.ops.products import HIGH, add_product, softmax_strip
-from livelm.models.ops.vectors import LANES
+from livelm.compiled.vectors import LANES
+from livelm.models.ops.products import HIGH, add_product
+from livelm.models.ops.softmax_columns import softmax_strip
 
 
 @compiled

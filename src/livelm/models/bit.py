@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from livelm.config import Settings
 from livelm.errors import ConfigError
 from livelm.models.bit_growth import Enlarged, Step
-from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import Rotation, linear, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.grid import ages, take
+from livelm.models.ops.head import nats_of
 from livelm.models.ops.patches import Layout, number_patches
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference

@@ -29,11 +29,6 @@ def make_norm(kind: str, d_model: int) -> nn.Module:
     return nn.RMSNorm(d_model, eps=1e-6) if kind == "rms" else nn.LayerNorm(d_model)
 
 
-def nats_of(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """-ln softmax(logits)[target], in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
-
-
 def rms_norm(x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
     """x / rms(x) over the last axis, without parameters."""
     return F.rms_norm(x, (x.shape[-1],), eps=1e-6)

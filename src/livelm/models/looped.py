@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from livelm.config import Settings
 from livelm.models.initial import InitialMemory, initial_parameters
-from livelm.models.layers import Rotation, linear, make_norm, nats_of, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import Rotation, linear, make_norm, rms_norm, rotate, rotation, silent_linear
 from livelm.models.looped_inputs import SMEARS, BigramEmbedding, ValueEmbedding
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.exclusive import exclude_own
+from livelm.models.ops.head import nats_of
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.previous import previous
 from livelm.models.settings import HeadScale, Positive

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from livelm.config import Settings
-from livelm.models.layers import nats_of
+from livelm.models.ops.head import nats_of
 from livelm.models.ops.pointwise import squared_relu, unit
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
 from livelm.models.ops.rwkv7_chunks import Layout, make_layout

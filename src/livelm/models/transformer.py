@@ -1,6 +1,6 @@
 """A transformer that carries the keys and values of the last tokens from one batch to the next."""
 
-from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -19,7 +19,6 @@ from livelm.models.layers import (
     frequencies,
     linear,
     make_norm,
-    nats_of,
     rms_norm,
     rotate,
     rotation,
@@ -28,6 +27,7 @@ from livelm.models.layers import (
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops import few_tokens_cpu
 from livelm.models.ops.attention import additive, attention, window_mask
+from livelm.models.ops.head import costs, says, says_of
 from livelm.models.ops.native import multiplies_bfloat16, table_type
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.token_table import TokenTable
@@ -259,29 +259,29 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """What the head reads at each position, and the state after the last one."""
         c = self.config
-        few = self._few(tokens, state)
+        plan = few_tokens_cpu.plan_for(self, tokens, state) if compiles() else None
+        if plan is not None:
+            return few_tokens_cpu.hidden(self, plan, tokens, starts, state)
+        few = self._kernels(tokens, state)
         if few is None:
-            *at, after = window(starts, state, c.context, c.d_key)
+            bias, angles, after = window(starts, state, c.context, c.d_key)
         else:
-            *at, after = few.window(starts, state, c.context, frequencies(c.d_key, starts.device))
+            bias, angles, after = few.window(starts, state, c.context, frequencies(c.d_key, starts.device))
         x, last = self.embed(tokens), None
         if self.ngrams is not None:
             first, last, after["recent"] = self.ngrams(state["recent"], tokens, starts)
             x = x + first
-        past = [(state[f"keys.{i}"], state[f"values.{i}"]) for i in range(c.n_layers)]
-        x, kept = (through if few is None else few.blocks)(self.blocks, x, past, *at)
-        for i, (k, v) in enumerate(kept):
+        for i, block in enumerate(self.blocks):
+            through = block if few is None else partial(few.block, block)
+            x, k, v = through(x, state[f"keys.{i}"], state[f"values.{i}"], bias, angles)
             after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
             after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
         x = self.norm(x)
         return (x if last is None else x + last), after
 
-    def _few(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
-        """What takes few tokens through all blocks in compiled functions, where it is used and they fit."""
-        if tokens.is_cuda:
-            few: Any = kernels_of("livelm.models.ops.few_tokens")
-        else:
-            few = few_tokens_cpu if compiles() else None
+    def _kernels(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
+        """The module that takes few tokens through all blocks by kernels, where it is used and they fit."""
+        few = kernels_of("livelm.models.ops.few_tokens") if tokens.is_cuda else None
         return few if few is not None and few.fits(self, tokens, state) else None
 
     def nats(
@@ -295,8 +295,22 @@ class Transformer(nn.Module):
         if isinstance(self.embed, TokenTable):
             x, state = self.hidden(tokens, starts, state)
             return self.embed.nats(x, targets), state
-        logits, state = self.forward(tokens, starts, state)
-        return nats_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        return costs(x, self.output_rows, targets), state
+
+    def told(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+        """What `nats` says, with the log probabilities of all symbols between, which are not to be differentiated."""
+        if isinstance(self.embed, TokenTable):
+            logits, state = self.forward(tokens, starts, state)
+            return *says_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        return *says(x, self.output_rows, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.
@@ -330,17 +344,6 @@ class Transformer(nn.Module):
     def outline(self) -> Outline:
         """Its blocks; norm and output matrix (see `types.Model`)."""
         return Outline(tuple(self.blocks), (self.norm, self.head or self.embed), initial_parameters(self.blocks))
-
-
-def through(
-    blocks: Iterable[nn.Module], x: Float[Tensor, "B T D"], past: Sequence[tuple[Tensor, Tensor]], *at: Any
-) -> tuple[Float[Tensor, "B T D"], list[tuple[Tensor, Tensor]]]:
-    """The stream after all blocks, and all keys and values of each, from the carried ones; `at` as `window` says."""
-    kept = []
-    for block, (keys, values) in zip(blocks, past, strict=True):
-        x, k, v = block(x, keys, values, *at)
-        kept.append((k, v))
-    return x, kept
 
 
 def window(

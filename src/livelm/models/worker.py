@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from livelm.config import Settings
 from livelm.models.initial import InitialMemory, initial_parameters
-from livelm.models.layers import Rotation, linear, nats_of, rms_norm, rotate, rotation, silent_linear
+from livelm.models.layers import Rotation, linear, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
 from livelm.models.ops.grid import Grid, add_at, ages, take, worker_grid, worker_mask
+from livelm.models.ops.head import nats_of
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State

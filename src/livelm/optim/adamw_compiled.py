@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from livelm.compiled import unchecked
-from livelm.optim.flat import MOST, doubles_at, flat, floats_at, integers_at
+from livelm.compiled.addresses import MOST, doubles_at, flat, floats_at, integers_at
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW of torch keeps of a weight, and changes in place."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from livelm.compiled import reordered, unchecked
-from livelm.optim.flat import MOST, flat, floats_at, integers_at
+from livelm.compiled.addresses import MOST, flat, floats_at, integers_at
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> float:

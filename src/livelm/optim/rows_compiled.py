@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from livelm.compiled import unchecked
-from livelm.optim.flat import flat, floats_at, integers_at, prefetch
+from livelm.compiled.addresses import flat, floats_at, integers_at, prefetch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hashing
 

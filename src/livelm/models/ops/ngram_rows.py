@@ -47,7 +47,7 @@ class _SumNgramRows(torch.autograd.Function):
         shape, (n_orders, n) = given[2].shape, given[4].shape
         first, last = (np.empty((*shape, table.shape[1] // 2), np.float32) for _ in range(2))
         rows, kept = np.empty((*shape, n_orders), np.int64), np.empty((shape[0], n - 1), np.int64)
-        _look_up(*given, rows, first, last, kept)
+        look_up(*given, rows, first, last, kept)
         found = torch.from_numpy(first), torch.from_numpy(last), torch.from_numpy(kept)
         ctx.mark_non_differentiable(found[2])
         ctx.rows, ctx.shape = rows, table.shape
@@ -57,14 +57,14 @@ class _SumNgramRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows = ctx.rows
         values = np.empty((rows.size, ctx.shape[1]), np.float32)
-        _spread(*(grad.contiguous().numpy() for grad in grads[:2]), values)
+        spread(*(grad.contiguous().numpy() for grad in grads[:2]), values)
         entries = torch.from_numpy(rows.reshape(1, -1)), torch.from_numpy(values)
         # that the rows are in the table was seen when they were read
         return torch.sparse_coo_tensor(*entries, ctx.shape, check_invariants=False), None, None, None, None
 
 
 @compiled
-def _look_up(table, recent, tokens, starts, multipliers, rows, first, last, kept):
+def look_up(table, recent, tokens, starts, multipliers, rows, first, last, kept):
     """Fill `rows` (B, T, N), their sums `first` and `last` (B, T, D), and `kept` (B, R)."""
     n_back, n_new = recent.shape[1], tokens.shape[1]
     for b in range(tokens.shape[0]):
@@ -113,7 +113,7 @@ def sum_both(table, rows, first, last):
 
 
 @compiled
-def _spread(first, last, values):
+def spread(first, last, values):
     """Into `values` (B T N, 2 D): for each of the N orders what came back for its token, as two halves (B, T, D)."""
     n_new, width = first.shape[1], first.shape[2]
     n_orders = len(values) // (len(first) * n_new)

@@ -10,15 +10,13 @@ from typing import Any
 from numba import types
 
 from livelm.compiled import called
-from livelm.models.ops.vectors import (
+from livelm.compiled.vectors import (
     FLOAT,
     INT,
     LANES,
     Builder,
     Value,
     at,
-    constant,
-    exponential,
     llvm,
     load,
     loop,
@@ -94,45 +92,3 @@ def add_product(shape, a, a_row, a_step, b, b_row, c, c_row):  # type: ignore[no
         else:
             _narrow_row(here, a_row, a_step, b, b_row, n, there, c_row)
         row += 2 * HIGH if high else 1
-
-
-@llvm
-def softmax_strip(typing: Any, x: Any, row: Any, n: Any) -> Any:
-    """In place: softmax of each of LANES columns over n >= 1 rows, `row` numbers apart, of which one is not -inf.
-
-    What is 87 or more below the greatest becomes 0, as what is masked should be; a NaN makes its whole column NaN.
-    """
-
-    def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        x, row, n = arguments
-
-        def read(i: Value) -> tuple[Value, Value]:
-            place = builder.mul(i, row)
-            return place, load(builder, x, place)
-
-        def look(i: Value, values: list[Any]) -> list[Value]:
-            value = read(i)[1]
-            return [builder.select(builder.fcmp_ordered(">", value, values[0]), value, values[0])]
-
-        (top,) = loop(builder, n, [load(builder, x, INT(0))], look)
-
-        def raise_e(i: Value, values: list[Any]) -> list[Value]:
-            place, value = read(i)
-            value = builder.fsub(value, top)
-            tiny = builder.fcmp_ordered("<", value, constant(-87.0))
-            value = builder.select(tiny, constant(0.0), exponential(builder, value))
-            store(builder, value, x, place)
-            return [builder.fadd(values[0], value)]
-
-        (total,) = loop(builder, n, [constant(0.0)], raise_e)
-        share = builder.fdiv(constant(1.0), total)
-
-        def divide(i: Value, values: list[Any]) -> list[Value]:
-            place, value = read(i)
-            store(builder, builder.fmul(value, share), x, place)
-            return []
-
-        loop(builder, n, [], divide)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), generate

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 
 from livelm.compiled import allocating, called
-from livelm.models.ops.vectors import (
+from livelm.compiled.vectors import (
     FLOAT,
     INT,
     LANES,

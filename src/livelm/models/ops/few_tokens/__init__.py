@@ -15,7 +15,6 @@ The truth it is tested against is the torch code of `models.transformer`.
     backward:     through the second map | widen | norm | sums
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from livelm.models.ops.few_tokens.functions import Attend, Widen
 from livelm.models.ops.few_tokens.window import window
 from livelm.types import State
 
-__all__ = ["block", "blocks", "fits", "window"]
+__all__ = ["block", "fits", "window"]
 
 MOST_TOKENS, MOST_CHANNELS = 64, 512
 """What still fits into the registers and the shared memory of a multiprocessor."""
@@ -54,15 +53,6 @@ def fits(model: Any, tokens: Int[Tensor, "B T"], state: State) -> bool:
         and c.initial_state == "zero"
         and all(type(linear) is nn.Linear for block in maps for linear in block)
     )
-
-
-def blocks(modules: Any, x: Tensor, past: Sequence[tuple[Tensor, Tensor]], *at: Any) -> tuple[Tensor, Any]:
-    """What `transformer.through` computes where it `fits`; of all keys and values only the newest C come back."""
-    kept = []
-    for module, (keys, values) in zip(modules, past, strict=True):
-        x, k, v = block(module, x, keys, values, *at)
-        kept.append((k, v))
-    return x, kept
 
 
 def block(

@@ -1,106 +1,124 @@
-"""The blocks of the transformer for few tokens on a CPU: one compiled function there and one back, not 70 operations.
+"""The transformer for few tokens on a CPU: from tokens to what the head reads in one compiled function, and back.
 
-What 48 tokens cost a processor is not arithmetic: torch starts some 70 operations for a block and its gradient, of 3 to
-15 microseconds each, for products that take two. Here a block is one function in machine code, and its products are
+What 48 tokens cost a processor is not arithmetic: torch starts some 150 operations for them and their gradient, of 5 to
+20 microseconds each, for products that take two. Here a pass is one function in machine code, and its products are
 those of `ops.products`. Everything is done by one thread, in the same order each time.
 
 The truth it is tested against is the torch code of `models.transformer`.
+
+    plan      which weights there are, and where
+    passes    rows of tokens and n-grams | blocks | last norm; and the same from its end
+    forward   a block: norm, product, rotary positions, attention, product | norm, product, rectifier, product
+    backward  the same from its end
+    parts     what both have: tokens as columns, norms, turning
+    window    which position may see which
+    places    where weights, states, and what backward wants to know, lie
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from livelm.models.ops.few_tokens_cpu.backward import block_backward
-from livelm.models.ops.few_tokens_cpu.forward import block_forward
+from livelm.compiled.vectors import LANES
 from livelm.models.ops.few_tokens_cpu.parts import Form
-from livelm.models.ops.few_tokens_cpu.window import Window, padded, window
-from livelm.models.ops.vectors import LANES
+from livelm.models.ops.few_tokens_cpu.passes import pass_backward, pass_forward
+from livelm.models.ops.few_tokens_cpu.places import buffer_size
+from livelm.models.ops.few_tokens_cpu.plan import NO_ROWS, Plan, addresses, as_array, plan_of
 from livelm.types import State
 
-__all__ = ["blocks", "fits", "window"]
+__all__ = ["hidden", "plan_for"]
 
 MOST_TOKENS = 256
-N_WEIGHTS = 10
-"""Of a block; some may be missing."""
-Past = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values of each block."""
-_NONE = np.empty(0, np.float32)
+"""Of a lane; with more of them torch has enough to do in each of its operations, by all its threads."""
 
 
-def fits(model: Any, tokens: Int[Tensor, "B T"], state: State) -> bool:
-    """Whether a `transformer.Transformer` can go this way: few tokens, no gate, no rank, no adapters, float32."""
-    c = model.config
-    maps = [(b.attention.project, b.attention.out, b.mlp.up, b.mlp.down) for b in model.blocks]
-    return (
-        0 < tokens.shape[1] <= MOST_TOKENS
-        and model.norm.weight.dtype == torch.float32
-        and all(width % LANES == 0 for width in (c.d_model, c.hidden))
-        and not c.gate
-        and c.rank is None
-        and c.initial_state == "zero"
-        and all(type(linear) is nn.Linear for block in maps for linear in block)
-    )
+def plan_for(model: Any, tokens: Int[Tensor, "B T"], state: State) -> Plan | None:
+    """How a `transformer.Transformer` goes this way; None where it cannot: see `plan`, and few tokens."""
+    few = tokens.is_cpu and tokens.dtype == torch.int64 and 0 < tokens.shape[1] <= MOST_TOKENS
+    if not few or not all(tensor.is_contiguous() for tensor in state.values()):
+        return None
+    plan = plan_of(model)
+    return plan if plan.fits else None
 
 
-def blocks(modules: Any, x: Float[Tensor, "B T D"], past: Past, *at: Any) -> tuple[Tensor, Past]:
-    """What the `transformer.Block`s compute one after another where they fit; `at` is a `Window`.
+def hidden(
+    model: Any, plan: Plan, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+) -> tuple[Float[Tensor, "B T D"], State]:
+    """What `Transformer.hidden` computes, by its `plan_for` these. Raises IndexError for ids outside the vocabulary."""
+    (n_lanes, n_tokens), c = tokens.shape, model.config
+    sizes = n_lanes, n_tokens, -(-n_tokens // LANES) * LANES, state["documents"].shape[1], c.n_layers, c.d_model
+    sizes += (c.n_heads, c.kv_heads, c.d_head, c.hidden, c.context)
+    form = Form(*sizes, c.norm == "layer", model.norm.eps, c.qk_norm, c.activation == "relu2", c.mlp_bias)
+    call = _Call(plan, form, tokens, starts, state)
+    x = _Pass.apply(call, *plan.weights)
+    return x, call.after()  # type: ignore[return-value]
 
-    `past`: carried keys and values (B, C, G, E) of each. Returns the stream, and all keys and values.
-    """
-    first, n_tokens = modules[0], x.shape[1]
-    c, sizes = first.attention.config, (len(x), n_tokens, padded(n_tokens), past[0][0].shape[1])
-    sizes += (c.d_model, c.n_heads, c.kv_heads, c.d_head, c.hidden)
-    form = Form(*sizes, c.norm == "layer", first.attention_norm.eps, c.qk_norm, c.activation == "relu2")
-    weights = [weight for module in modules for weight in _weights(module)]
-    y, *kept = _Blocks.apply(form, at, past, x, *weights)  # type: ignore[misc]
-    return y, list(zip(kept[::2], kept[1::2], strict=True))
+
+class _Call:
+    """What a pass reads and leaves, besides weights."""
+
+    def __init__(self, plan: Plan, form: Form, tokens: Tensor, starts: Tensor, state: State) -> None:
+        self.plan, self.form = plan, form
+        n_keys, shape = form.n_carried + form.n_tokens, (form.n_lanes, form.n_tokens)
+        self.tokens, self.starts = tokens.contiguous(), starts.contiguous()
+        self.told = state["position"].numpy(), state["documents"].numpy(), plan.frequencies
+        self.documents = torch.empty(form.n_lanes, n_keys, dtype=torch.int64)
+        places = [f"{name}.{layer}" for layer in range(form.n_layers) for name in ("keys", "values")]
+        self.past_at = addresses([state[place] for place in places])
+        size = form.n_lanes, n_keys, form.n_kv_heads, form.d_head
+        self.all = {place: torch.empty(size) for place in places}
+        self.all_at = addresses(list(self.all.values()))
+        self.buffer = np.empty(buffer_size(form), np.float32)
+        n_orders, n_back = len(plan.multipliers), max(plan.multipliers.shape[1] - 1, 0)
+        self.rows = np.empty((*shape, n_orders), np.int64)
+        self.recent = torch.empty(form.n_lanes, n_back, dtype=torch.int64)
+        halves = [np.empty((*shape, form.d_model if n_orders else 0), np.float32) for _ in range(2)]
+        recent = state["recent"].numpy() if n_orders else self.recent.numpy()
+        table = plan.table if n_orders else NO_ROWS
+        self.ngrams = table, recent, plan.multipliers, self.rows, *halves, self.recent.numpy()
+
+    def after(self) -> State:
+        """The state after the pass."""
+        context, form = self.form.context, self.form
+        after: State = {"position": torch.from_numpy(self.told[0] + form.n_tokens)}
+        after["documents"] = self.documents[:, -context:].contiguous()
+        after |= {place: kept[:, -context:].contiguous() for place, kept in self.all.items()}
+        if len(self.plan.multipliers):
+            after["recent"] = self.recent
+        return after
 
 
-class _Blocks(torch.autograd.Function):
+class _Pass(torch.autograd.Function):
     """One operation for everything: what is between costs more than what is in it."""
 
     @staticmethod
-    def forward(ctx: Any, form: Form, at: Window, past: Past, x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
-        shape = form.n_lanes, form.n_carried + form.n_tokens, form.n_kv_heads, form.d_head
-        x, y, arrays = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format), _arrays(weights)
-        known, everything = [], []
-        for i, carried in enumerate(past):
-            new = torch.empty(shape), torch.empty(shape)
-            own, read, written = arrays[N_WEIGHTS * i :][:N_WEIGHTS], _arrays(carried), _arrays(new)
-            # the stream goes through `y` from block to block
-            kept = block_forward(form, *_arrays([y if i else x]), read, at, own, *_arrays([y]), *written)
-            known.append((written, at, own, kept))
-            everything += new
-        ctx.form, ctx.known = form, known
+    def forward(ctx: Any, call: _Call, *weights: Tensor | None) -> Tensor:
+        plan, form = call.plan, call.form
+        h = torch.empty(form.n_lanes, form.n_tokens, form.d_model)
+        read, ends = (call.tokens.numpy(), call.starts.numpy()), (plan.embedding, plan.gain, plan.bias)
+        at = plan.at, call.past_at, call.all_at
+        filled = h.numpy(), call.documents.numpy(), call.buffer
+        if not pass_forward(form, read, call.told, ends, call.ngrams, at, *filled):
+            raise IndexError(f"an id is outside of the vocabulary of {len(plan.embedding)}.")
+        ctx.call = call
         ctx.save_for_backward(*weights)  # so that torch notices if one is changed before it is differentiated
-        ctx.mark_non_differentiable(*everything)
-        return y, *everything
+        return h
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Any, ...]:
-        gradients = [None if weight is None else torch.empty_like(weight) for weight in ctx.saved_tensors]
-        dy = given[0].contiguous()
-        dx, arrays = torch.empty_like(dy), _arrays(gradients)
-        last, written = dy.numpy(), dx.numpy()
-        for i, known in reversed(list(enumerate(ctx.known))):
-            block_backward(ctx.form, last, *known, arrays[N_WEIGHTS * i :][:N_WEIGHTS], written)
-            last = written
-        return None, None, None, dx, *gradients
-
-
-def _weights(module: Any) -> tuple[Any, ...]:
-    """Of a block, in the order in which the compiled functions take them."""
-    attention, mlp, norm, norm_2 = module.attention, module.mlp, module.attention_norm, module.mlp_norm
-    up, down = mlp.up, mlp.down
-    weights = norm.weight, getattr(norm, "bias", None), attention.project.weight, attention.out.weight
-    return *weights, norm_2.weight, getattr(norm_2, "bias", None), up.weight, up.bias, down.weight, down.bias
-
-
-def _arrays(tensors: Sequence[Tensor | None]) -> tuple[np.ndarray, ...]:
-    """The same memory for numba; nothing where there is none."""
-    return tuple(_NONE if x is None else x.detach().numpy() for x in tensors)
+        call: _Call = ctx.call
+        embedding, table, gain, bias, *weights = ctx.saved_tensors
+        gradients = [None if weight is None else torch.empty_like(weight) for weight in weights]
+        d_ends = [torch.zeros_like(embedding), torch.empty_like(gain), None if bias is None else torch.empty_like(bias)]
+        values = np.empty((call.rows.size, 0 if table is None else table.shape[1]), np.float32)
+        at = call.plan.at, addresses(gradients), call.all_at
+        known = call.tokens.numpy(), call.plan.gain, at, call.buffer, tuple(map(as_array, d_ends))
+        pass_backward(call.form, given[0].contiguous().numpy(), *known, values)
+        d_table = None
+        if table is not None:  # that the rows are in the table was seen when they were read
+            entries = torch.from_numpy(call.rows.reshape(1, -1)), torch.from_numpy(values)
+            d_table = torch.sparse_coo_tensor(*entries, table.shape, check_invariants=False)
+        return None, d_ends[0], d_table, *d_ends[1:], *gradients

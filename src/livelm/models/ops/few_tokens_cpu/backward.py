@@ -2,45 +2,44 @@
 
 import numpy as np
 
-from livelm.compiled import added, allocating, called
-from livelm.models.ops.few_tokens_cpu.parts import from_columns, gained, norm_back, to_columns, turn_back, turned
+from livelm.compiled import added, called, returning
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm_back, turn_back, turned
 from livelm.models.ops.products import add_product
 
 
-@allocating
-def block_backward(form, dy, past, window, weights, kept, gradients, dx):  # type: ignore[no-untyped-def]
-    """(B, T, D) dx and the `gradients` of all weights, in their order, from (B, T, D) dy.
+@returning
+def block_backward(form, g, past, window, weights, kept, gradients):  # type: ignore[no-untyped-def]
+    """From the gradient (D, M) g of the stream after the block that of the stream before it, in place.
 
-    `past`: all keys and values as forward left them; what was carried gets no gradient. The rest is as in `forward`.
+    `gradients` take those of all weights, in their order. `past`: all keys and values as forward left them; what was
+    carried gets no gradient. The rest is as in `block_forward`.
     """
     gain, bias, project, out, gain_2, bias_2, up, _, down, _ = weights
     d_gain, d_bias, d_project, d_out, d_gain_2, d_bias_2, d_up, d_up_bias, d_down, d_down_bias = gradients
     normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden = kept
-    d, m, n_hidden = form.d_model, form.n_lanes * form.n_padded, form.hidden
-    g, read, rows = np.empty((d, m), np.float32), np.empty((d, m), np.float32), np.empty((m, d), np.float32)
-    spare = np.empty((2, m), np.float32)
-    to_columns(form, dy, g)
+    (d, m), n_hidden = g.shape, form.hidden
+    read, rows, spare = np.empty((d, m), np.float32), np.empty((m, d), np.float32), np.empty((2, m), np.float32)
 
     wide, wide_rows = np.empty((n_hidden, m), np.float32), np.empty((m, n_hidden), np.float32)
     _activate(form, hidden, wide)
     turned(wide, wide_rows)
-    _weight(g, wide_rows, d_down)
+    weight_back(g, wide_rows, d_down)
     _sum(g, d_down_bias)
     wide[:] = 0
-    _through(down, g, wide)
+    through_back(down, g, wide)
     _rectify_back(form, hidden, wide)
     _sum(wide, d_up_bias)
     gained(form, normed_2, gain_2, bias_2, read)
     turned(read, rows)
-    _weight(wide, rows, d_up)
+    weight_back(wide, rows, d_up)
     read[:] = 0
-    _through(up, wide, read)
+    through_back(up, wide, read)
     norm_back(form, read, normed_2, scale_2, gain_2, d_gain_2, d_bias_2, g, spare)
 
     found_rows, d_found = np.empty((m, len(found)), np.float32), np.zeros(found.shape, np.float32)
     turned(found, found_rows)
-    _weight(g, found_rows, d_out)
-    _through(out, g, d_found)
+    weight_back(g, found_rows, d_out)
+    through_back(out, g, d_found)
     d_heads = np.zeros(heads.shape, np.float32)
     ds, square = np.empty(probabilities.shape[2:], np.float32), np.zeros((form.n_tokens, form.n_padded), np.float32)
     _attend_back(form, heads, past, probabilities, d_found, d_heads, ds, square, spare[0])
@@ -50,15 +49,14 @@ def block_backward(form, dy, past, window, weights, kept, gradients, dx):  # typ
         turn_back(form, d_heads[here], heads[here], window[1], window[2], size, head_scale[head], spare[0])
     gained(form, normed, gain, bias, read)
     turned(read, rows)
-    _weight(d_heads, rows, d_project)
+    weight_back(d_heads, rows, d_project)
     read[:] = 0
-    _through(project, d_heads, read)
+    through_back(project, d_heads, read)
     norm_back(form, read, normed, scale, gain, d_gain, d_bias, g, spare)
-    from_columns(form, g, dx)
 
 
 @called
-def _weight(g, read, gradient):  # type: ignore[no-untyped-def]
+def weight_back(g, read, gradient):  # type: ignore[no-untyped-def]
     """(N, D) gradient of a map, from (N, M) that of its output and the (M, D) rows that it read."""
     n_columns = read.shape[1]
     gradient[:] = 0
@@ -67,7 +65,7 @@ def _weight(g, read, gradient):  # type: ignore[no-untyped-def]
 
 
 @called
-def _through(weight, g, out):  # type: ignore[no-untyped-def]
+def through_back(weight, g, out):  # type: ignore[no-untyped-def]
     """Add to (D, M) `out` what an (N, D) map sends back of (N, M) g."""
     n, d, m = weight.shape[0], weight.shape[1], g.shape[1]
     add_product((d, m, n), weight.ctypes.data, 1, d, g.ctypes.data, m, out.ctypes.data, m)

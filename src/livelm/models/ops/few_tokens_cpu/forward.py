@@ -2,41 +2,37 @@
 
 import numpy as np
 
-from livelm.compiled import allocating, called
-from livelm.models.ops.few_tokens_cpu.parts import from_columns, gained, norm, to_columns, turn
-from livelm.models.ops.products import add_product, softmax_strip
-from livelm.models.ops.vectors import LANES
+from livelm.compiled import called, returning
+from livelm.compiled.vectors import LANES
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm, turn
+from livelm.models.ops.products import add_product
+from livelm.models.ops.softmax_columns import softmax_strip
 
 
-@allocating
-def block_forward(form, x, past, window, weights, y, keys, values):  # type: ignore[no-untyped-def]
-    """What `transformer.Block` computes: y (B, T, D), all keys and values (B, S, G, E), carried ones first.
+@returning
+def block_forward(form, stream, past, window, weights, keys, values, kept):  # type: ignore[no-untyped-def]
+    """What `transformer.Block` adds to the (D, M) stream; all keys and values (B, S, G, E), carried ones first.
 
     `past`: carried keys and values (B, C, G, E). `window`: (B, S, P) what is added to scores, and (E/2, M) cosines and
     sines. `weights`: gain, bias, projection, output map of attention; gain, bias, map, bias, map, bias of the rest.
-    Returns what `backward` wants to know.
+    `kept`, see `places.kept_of`, takes what `block_backward` wants to know.
     """
     gain, bias, project, out, gain_2, bias_2, up, up_bias, down, down_bias = weights
-    d, m = form.d_model, form.n_lanes * form.n_padded
-    stream, read = np.empty((d, m), np.float32), np.empty((d, m), np.float32)
-    to_columns(form, x, stream)
-    normed, scale = np.empty((d, m), np.float32), np.empty(m, np.float32)
+    normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden = kept
+    d, m = stream.shape
+    read, active = np.empty((d, m), np.float32), np.empty(hidden.shape, np.float32)
     norm(form, stream, normed, scale)
     gained(form, normed, gain, bias, read)
-    heads = np.zeros((project.shape[0], m), np.float32)
+    heads[:] = 0
     add_product((len(heads), m, d), project.ctypes.data, d, 1, read.ctypes.data, m, heads.ctypes.data, m)
-    head_scale = np.empty((form.n_heads + form.n_kv_heads, m), np.float32)
     _turn_heads(form, heads, window, head_scale)
     _keep(form, heads, past, keys, values)
-    probabilities = np.empty((form.n_lanes, form.n_heads, keys.shape[1], form.n_padded), np.float32)
-    found = np.zeros((form.n_heads * form.d_head, m), np.float32)
+    found[:] = 0
     _attend(form, heads, keys, values, window[0], probabilities, found)
     add_product((d, m, len(found)), out.ctypes.data, len(found), 1, found.ctypes.data, m, stream.ctypes.data, m)
 
-    normed_2, scale_2 = np.empty((d, m), np.float32), np.empty(m, np.float32)
     norm(form, stream, normed_2, scale_2)
     gained(form, normed_2, gain_2, bias_2, read)
-    hidden, active = np.empty((form.hidden, m), np.float32), np.empty((form.hidden, m), np.float32)
     _begin(up_bias, hidden)
     add_product((form.hidden, m, d), up.ctypes.data, d, 1, read.ctypes.data, m, hidden.ctypes.data, m)
     _rectify(form, hidden, active)
@@ -44,8 +40,6 @@ def block_forward(form, x, past, window, weights, y, keys, values):  # type: ign
         for column in range(m):
             stream[row, column] += down_bias[row]
     add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, stream.ctypes.data, m)
-    from_columns(form, stream, y)
-    return normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden
 
 
 @called

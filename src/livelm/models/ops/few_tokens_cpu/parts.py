@@ -12,7 +12,7 @@ from livelm.compiled import added, called
 
 
 class Form(NamedTuple):
-    """Sizes and options of a block, and of what goes through it."""
+    """Sizes and options of the blocks, and of what goes through them."""
 
     n_lanes: int
     n_tokens: int
@@ -20,17 +20,21 @@ class Form(NamedTuple):
     """Columns of a lane: `n_tokens`, filled up."""
     n_carried: int
     """Keys that were there before."""
+    n_layers: int
     d_model: int
     n_heads: int
     n_kv_heads: int
     d_head: int
     hidden: int
+    context: int
     centred: bool
     """LayerNorm (with a bias), not RMSNorm."""
     norm_eps: float
     qk_norm: bool
     squared: bool
     """relu2, not relu."""
+    has_bias: bool
+    """Whether the maps of the feed-forward layer have one."""
 
 
 KEY_EPS = 1e-6

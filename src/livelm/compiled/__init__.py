@@ -19,8 +19,9 @@ class _PackageCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         here, file = Path(__file__).parent, Path(function.__code__.co_filename)
-        ours = file.is_relative_to(here)
-        self._sources = _sources(here / file.relative_to(here).parts[0] if ours else file.parent)
+        ours = file.is_relative_to(here.parent)
+        package = here.parent / file.relative_to(here.parent).parts[0] if ours else file.parent
+        self._sources = _sources(package) + _sources(here)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), self._sources)
@@ -92,6 +93,11 @@ def inlined(function: Callable[..., Any]) -> Any:
 def called(function: Callable[..., Any]) -> Any:
     """A part of an entry point that stays a function of its own."""
     return _jit(_nrt=False)(function)
+
+
+def returning(function: Callable[..., Any]) -> Any:
+    """As `called`, and may make arrays and return them."""
+    return _jit()(function)
 
 
 def added(function: Callable[..., Any]) -> Any:

@@ -7,13 +7,12 @@ microseconds for each, and the Python of its optimizers as much again; the arith
 from typing import Any
 
 import torch
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
-_intrinsic: Any = intrinsic  # its stubs do not know that the typing context is passed by itself
+from livelm.compiled import vectors
+from livelm.compiled.vectors import llvm
+
 MOST = 1 << 20
 """Numbers in all up to which lists of tensors are taken. Chosen, not measured: with more of them, what torch does
 around its arithmetic matters little, and its threads may."""
@@ -27,7 +26,7 @@ def flat(tensor: Tensor) -> bool:
 def _pointer(kind: Any) -> Any:
     """Inside of compiled functions: from an address to numbers of a type, which are indexed like an array."""
 
-    @_intrinsic
+    @llvm
     def at(_typing: Any, _address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -42,14 +41,12 @@ doubles_at = _pointer(types.float64)
 integers_at = _pointer(types.int64)
 
 
-@_intrinsic
+@llvm
 def prefetch(_typing: Any, _address: Any) -> Any:
     """Inside of compiled functions: have the 64 bytes at an address brought into the second-level cache."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), word(0), word(2), word(1)])
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vectors.prefetch(builder, arguments[0])
+        return context.get_dummy_value()
 
     return types.void(types.int64), generate
