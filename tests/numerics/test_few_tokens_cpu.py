@@ -170,3 +170,15 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
         tokens[0, 5] = wrong
         with pytest.raises(IndexError, match=f"vocabulary of {N_VOCABULARY}"):
             model(tokens, starts, state)
+
+
+def test_a_state_of_other_shapes_is_left_to_torch_to_refuse() -> None:
+    model, tokens = build(SMALL), torch.zeros(2, 8, dtype=torch.int64)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(tokens, tokens == 1, model.init_state(1))
+    state = model.init_state(2)
+    state["keys.1"] = state["keys.1"].new_zeros(2, 3, 4, 16)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(tokens, tokens == 1, state)
+    with pytest.raises(ValueError, match="starts"):
+        model(tokens, (tokens == 1)[:, :5], model.init_state(2))

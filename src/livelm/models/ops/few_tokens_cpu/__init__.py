@@ -38,17 +38,29 @@ MOST_TOKENS = 256
 def plan_for(model: Any, tokens: Int[Tensor, "B T"], state: State) -> Plan | None:
     """How a `transformer.Transformer` goes this way; None where it cannot: see `plan`, and few tokens."""
     few = tokens.is_cpu and tokens.dtype == torch.int64 and 0 < tokens.shape[1] <= MOST_TOKENS
-    if not few or not all(tensor.is_contiguous() for tensor in state.values()):
-        return None
-    plan = plan_of(model)
-    return plan if plan.fits else None
+    plan = plan_of(model) if few else None
+    return plan if plan is not None and plan.fits and _as_expected(model.config, len(tokens), state) else None
+
+
+def _as_expected(c: Any, n_lanes: int, state: State) -> bool:
+    """Whether a state has the shapes that it should, without gaps: compiled functions look at no bounds."""
+    shape = n_lanes, state["documents"].shape[1], c.kv_heads, c.d_head
+    return all(
+        tensor.is_contiguous() and tensor.shape[0] == n_lanes and (tensor.dim() != 4 or tensor.shape == shape)
+        for tensor in state.values()
+    )
 
 
 def hidden(
     model: Any, plan: Plan, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
 ) -> tuple[Float[Tensor, "B T D"], State]:
-    """What `Transformer.hidden` computes, by its `plan_for` these. Raises IndexError for ids outside the vocabulary."""
+    """What `Transformer.hidden` computes, by its `plan_for` these.
+
+    Raises IndexError for ids outside the vocabulary, ValueError for starts of another shape.
+    """
     (n_lanes, n_tokens), c = tokens.shape, model.config
+    if starts.shape != tokens.shape:
+        raise ValueError(f"{tuple(starts.shape)} starts for {tuple(tokens.shape)} tokens.")
     sizes = n_lanes, n_tokens, -(-n_tokens // LANES) * LANES, state["documents"].shape[1], c.n_layers, c.d_model
     sizes += (c.n_heads, c.kv_heads, c.d_head, c.hidden, c.context)
     form = Form(*sizes, c.norm == "layer", model.norm.eps, c.qk_norm, c.activation == "relu2", c.mlp_bias)
