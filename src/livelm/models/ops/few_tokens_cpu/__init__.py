@@ -32,12 +32,16 @@ from livelm.types import State
 __all__ = ["hidden", "plan_for"]
 
 MOST_TOKENS = 256
-"""Of a lane; with more of them torch has enough to do in each of its operations, by all its threads."""
+"""Of a lane."""
+MOST_WORK = 1 << 23
+"""Tokens of all lanes times D^2 times torch's threads, from where on torch has enough to do in each of its operations.
+Measured on one core, D of 64 to 512, forward and backward: 1.2 to 2.8 times as fast as torch below, 0.8 to 1.1 above."""
 
 
 def plan_for(model: Any, tokens: Int[Tensor, "B T"], state: State) -> Plan | None:
     """How a `transformer.Transformer` goes this way; None where it cannot: see `plan`, and few tokens."""
     few = tokens.is_cpu and tokens.dtype == torch.int64 and 0 < tokens.shape[1] <= MOST_TOKENS
+    few = few and tokens.numel() * model.config.d_model**2 * torch.get_num_threads() <= MOST_WORK
     plan = plan_of(model) if few else None
     return plan if plan is not None and plan.fits and _as_expected(model.config, len(tokens), state) else None
 
