@@ -1,9 +1,10 @@
 """How far forward and backward are from the time of their matrix products alone, for every architecture and width.
 
-Every matrix product and fused attention that one update starts is caught with its very operands (shapes, strides,
-values). Then the update and the bare list of those products take turns in one process: the ratio of neighbouring turns
-is what everything else (norms, rotations, softmax, lookups, bookkeeping, and starting each operation) costs. Both are
-processor time of one thread, so a neighbour that takes the core away does not count.
+Every matrix product and fused attention that torch starts for one update is caught with its very operands (shapes,
+strides, values). Then the update, the update by torch alone, and the bare list of those products take turns in one
+process: the ratio of neighbouring turns is what everything else (norms, rotations, softmax, lookups, bookkeeping, and
+starting each operation) costs. All are processor time of one thread, so a neighbour that takes the core away does not
+count. Where an update is compiled (`models.ops.few_tokens_cpu`) its products are not torch's, but as many.
 
 python -m bench.efficiency --keep
 """
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from bench.record import keep
+from livelm.compiled import in_torch
 from livelm.config import load_recipe
 from livelm.errors import ConfigError
 from livelm.models import MODELS
@@ -104,17 +106,22 @@ class Update:
 def measure(name: str, d_model: int, n_bytes: int, n_turns: int) -> dict[str, Any]:
     """One row: milliseconds, their ratio, and the rate that the products reach."""
     torch.manual_seed(0)
-    update, products = Update(name, d_model, n_bytes), Products()
-    with products:
+    update, products, started = Update(name, d_model, n_bytes), Products(), Products()
+    with started:
         update.run()
-    whole, bare, ratios = [], [], []
+    with in_torch(), products:
+        update.run()
+    whole, by_torch, bare, ratios = [], [], [], []
     for turn in range(n_turns + 1):
         a, b = _time(update.run), _time(products.replay)
+        with in_torch():
+            c = _time(update.run)
         if turn:  # the first fills caches
             whole.append(a)
             bare.append(b)
+            by_torch.append(c)
             ratios.append(a / b)
-    bare_s = statistics.median(bare)
+    bare_s, torch_s = statistics.median(bare), statistics.median(by_torch)
     return {
         "model": name,
         "d_model": d_model,
@@ -122,11 +129,11 @@ def measure(name: str, d_model: int, n_bytes: int, n_turns: int) -> dict[str, An
         "update_ms": round(1e3 * statistics.median(whole), 2),
         "products_ms": round(1e3 * bare_s, 2),
         "ratio": round(statistics.median(ratios), 2),
-        "operations": products.n_operations,
+        "torch_ms": round(1e3 * torch_s, 2),
+        "operations": started.n_operations,
+        "torch_operations": products.n_operations,
         "products": len(products.calls),
-        "us_per_other_operation": round(
-            1e6 * (statistics.median(whole) - bare_s) / (products.n_operations - len(products.calls)), 1
-        ),
+        "us_per_other_operation": round(1e6 * (torch_s - bare_s) / (products.n_operations - len(products.calls)), 1),
         "gflops": round(products.flops / bare_s / 1e9, 1),
         "declared_share": round(3 * update.model.flops_per_token() * update.n_tokens / products.flops, 3),
     }

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from bench.record import keep
 from livelm.config import Recipe, load_recipe
 from livelm.optim import set_rates
+from livelm.optim.clip import clip
 from livelm.parts import build_parts
 from livelm.run import run_session, start
 from livelm.session import Stop
@@ -66,8 +66,7 @@ class Bare:
         set_rates(optimizer, self._parts.rate_factor(self._step, 0.0))
         optimizer.zero_grad()
         loss.backward()
-        dense = [p for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
-        nn.utils.clip_grad_norm_(dense, 1.0)
+        clip(self._parameters, 1.0)
         optimizer.step()
         self._step += 1
 
