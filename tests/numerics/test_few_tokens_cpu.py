@@ -118,7 +118,7 @@ def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate": True}, {"rank": 8}, {"initial_state": "learned"}, {"d_model": 40}, {"d_ff": 40 + 3}],
+    [{"gate": True}, {"rank": 8}, {"initial_state": "learned"}, {"d_model": 36, "n_heads": 3}, {"d_ff": 40 + 3}],
     ids=str,
 )
 def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any], used: list[bool]) -> None:
