@@ -264,6 +264,10 @@ class Looped(nn.Module):
         x = self.norm(self._run(x, tokens, starts, state, after))
         return (x if last is None else x + last), after
 
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether the blocks of such a pass are compiled functions, were they used: see `looped_compiled`."""
+        return looped_compiled.through(self, tokens, starts, state) is not None
+
     def _read(self, tokens: Tensor, starts: Tensor, state: State) -> tuple[Tensor, Tensor | None, State]:
         """What the first block reads, what the head reads besides the stream, and the state of reading."""
         after: State = {}
