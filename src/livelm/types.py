@@ -315,6 +315,15 @@ class Capturable(Protocol):
 
 
 @runtime_checkable
+class Compiled(Protocol):
+    """A model some of whose passes are compiled functions (`livelm.compiled`)."""
+
+    def is_compiled(self, tokens: Tensor, starts: Tensor, state: State) -> bool:
+        """Whether a pass over these would be, were compiled functions used."""
+        ...
+
+
+@runtime_checkable
 class Growing(Protocol):
     """A model that can become larger without changing what it predicts."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from livelm.compiled import in_torch
 from livelm.models.ops import few_tokens_cpu
+from livelm.models.ops.few_tokens_cpu import limits
 from livelm.models.transformer import Transformer
 from livelm.types import State
 
@@ -133,7 +134,7 @@ def fits(model: Transformer, n_tokens: int = 8) -> bool:
 
 def test_many_tokens_and_other_types_are_left_to_torch() -> None:
     assert fits(build(SMALL))
-    assert not fits(build(SMALL), few_tokens_cpu.MOST_TOKENS + 1)
+    assert not fits(build(SMALL), limits.MOST_TOKENS + 1)
     assert not fits(build(SMALL).double())
     assert not fits(build(SMALL | {"tied": True, "token_table": "float32"}))
 

@@ -15,14 +15,16 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from livelm.compiled import compiles
 from livelm.config import Settings
+from livelm.models import looped_compiled
 from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, make_norm, rms_norm, rotate, rotation, silent_linear
 from livelm.models.looped_inputs import SMEARS, BigramEmbedding, ValueEmbedding
 from livelm.models.ngrams import NOTHING, NgramEmbedding
 from livelm.models.ops.attention import additive, attention, window_mask
 from livelm.models.ops.exclusive import exclude_own
-from livelm.models.ops.head import nats_of
+from livelm.models.ops.head import costs, nats_of, says, says_of
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.previous import previous
 from livelm.models.settings import HeadScale, Positive
@@ -250,11 +252,21 @@ class Looped(nn.Module):
         self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
     ) -> tuple[Float[Tensor, "B T V"], State]:
         """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
+        x, after = self.hidden(tokens, starts, state)
+        logits, cap = F.linear(x, (self.head or self.embed).weight), self.config.logit_cap
+        return (logits if cap == 0 else cap * torch.tanh(logits / cap)), after
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """What the head reads at each position, and the state after the last one."""
         x, last, after = self._read(tokens, starts, state)
         x = self.norm(self._run(x, tokens, starts, state, after))
-        logits = F.linear(x if last is None else x + last, (self.head or self.embed).weight)
-        cap = self.config.logit_cap
-        return (logits if cap == 0 else cap * torch.tanh(logits / cap)), after
+        return (x if last is None else x + last), after
+
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether the blocks of such a pass are compiled functions, were they used: see `looped_compiled`."""
+        return looped_compiled.through(self, tokens, starts, state) is not None
 
     def _read(self, tokens: Tensor, starts: Tensor, state: State) -> tuple[Tensor, Tensor | None, State]:
         """What the first block reads, what the head reads besides the stream, and the state of reading."""
@@ -277,24 +289,34 @@ class Looped(nn.Module):
         c, n_new, first, written = self.config, tokens.shape[1], x, []
         depth, kept = len(c.visits), state["documents"]
         documents = starts.cumsum(dim=1) + (kept[:, -1:] if kept.shape[1] else 0)
-        bias = additive(window_mask(documents, kept, c.context))
-        angles = rotation(state["position"], n_new, c.d_head)
         after["position"] = state["position"] + n_new
         after["documents"] = torch.cat([kept, documents], dim=1)[:, -c.context :].contiguous()
-        valued = [] if self.valued is None else self.valued(tokens)
-        valued = [*[None] * (depth - len(valued)), *valued]
-        for i, number in enumerate(c.visits):
+        step = looped_compiled.through(self, tokens, starts, state) if compiles() else None
+        step = step or self._through(tokens, documents, state)
+        for i in range(depth):
             x = self._enter(x, i)
             if self.skips is not None and i >= c.n_skips and written:
                 x = torch.addcmul(x, written.pop(), self.skips[i - c.n_skips])
-            exclusive = i >= depth - c.n_exclusive
-            visit = Visit(state[f"keys.{i}"], state[f"values.{i}"], bias, angles, valued[i], exclusive)
-            x, k, v = self.blocks[number](x, first, visit)
+            x, k, v = step(i, x, first)
             after[f"keys.{i}"] = k.detach()[:, -c.context :].contiguous()
             after[f"values.{i}"] = v.detach()[:, -c.context :].contiguous()
             if i < c.n_skips:
                 written.append(x)
         return x
+
+    def _through(self, tokens: Tensor, documents: Tensor, state: State) -> looped_compiled.Through:
+        """How to go through the layers by torch."""
+        c, depth = self.config, len(self.config.visits)
+        bias = additive(window_mask(documents, state["documents"], c.context))
+        angles = rotation(state["position"], tokens.shape[1], c.d_head)
+        valued = [] if self.valued is None else self.valued(tokens)
+        valued = [*[None] * (depth - len(valued)), *valued]
+
+        def by_torch(layer: int, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            past, exclusive = (state[f"keys.{layer}"], state[f"values.{layer}"]), layer >= depth - c.n_exclusive
+            return self.blocks[c.visits[layer]](x, first, Visit(*past, bias, angles, valued[layer], exclusive))
+
+        return by_torch
 
     def _enter(self, x: Tensor, layer: int) -> Tensor:
         """Add the vector of the loop, where one begins at this layer."""
@@ -310,8 +332,25 @@ class Looped(nn.Module):
         state: State,
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
-        logits, state = self.forward(tokens, starts, state)
-        return nats_of(logits, targets), state
+        if self.config.logit_cap:
+            logits, state = self.forward(tokens, starts, state)
+            return nats_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        return costs(x, (self.head or self.embed).weight, targets), state
+
+    def told(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+        """What `nats` says, with the log probabilities of all symbols between, which are not to be differentiated."""
+        if self.config.logit_cap:
+            logits, state = self.forward(tokens, starts, state)
+            return *says_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        return *says(x, (self.head or self.embed).weight, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.

@@ -279,6 +279,10 @@ class Transformer(nn.Module):
         x = self.norm(x)
         return (x if last is None else x + last), after
 
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether `hidden` of these goes through compiled functions, were they used: see `ops.few_tokens_cpu`."""
+        return few_tokens_cpu.plan_for(self, tokens, state) is not None
+
     def _kernels(self, tokens: Int[Tensor, "B T"], state: State) -> Any | None:
         """The module that takes few tokens through all blocks by kernels, where it is used and they fit."""
         few = kernels_of("livelm.models.ops.few_tokens") if tokens.is_cuda else None

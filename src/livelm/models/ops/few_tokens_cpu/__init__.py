@@ -6,7 +6,9 @@ those of `ops.products`. Everything is done by one thread, in the same order eac
 
 The truth it is tested against is the torch code of `models.transformer`.
 
+    limits    what is better left to torch
     plan      which weights there are, and where
+    single    one block at a time, for models that do something else between
     passes    rows of tokens and n-grams | blocks | last norm; and the same from its end
     forward   a block: norm, product, rotary positions, attention, product | norm, product, rectifier, product
     backward  the same from its end
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from livelm.compiled.vectors import LANES
+from livelm.models.ops.few_tokens_cpu.limits import as_expected, few
 from livelm.models.ops.few_tokens_cpu.parts import Form
 from livelm.models.ops.few_tokens_cpu.passes import pass_backward, pass_forward
 from livelm.models.ops.few_tokens_cpu.places import buffer_size
@@ -31,28 +34,11 @@ from livelm.types import State
 
 __all__ = ["hidden", "plan_for"]
 
-MOST_TOKENS = 256
-"""Of a lane."""
-MOST_WORK = 1 << 23
-"""Tokens of all lanes times D^2 times torch's threads, from where on torch has enough to do in each of its operations.
-Measured on one core, D of 64 to 512, forward and backward: 1.2 to 2.8 times as fast as torch below, 0.8 to 1.1 above."""
-
 
 def plan_for(model: Any, tokens: Int[Tensor, "B T"], state: State) -> Plan | None:
-    """How a `transformer.Transformer` goes this way; None where it cannot: see `plan`, and few tokens."""
-    few = tokens.is_cpu and tokens.dtype == torch.int64 and 0 < tokens.shape[1] <= MOST_TOKENS
-    few = few and tokens.numel() * model.config.d_model**2 * torch.get_num_threads() <= MOST_WORK
-    plan = plan_of(model) if few else None
-    return plan if plan is not None and plan.fits and _as_expected(model.config, len(tokens), state) else None
-
-
-def _as_expected(c: Any, n_lanes: int, state: State) -> bool:
-    """Whether a state has the shapes that it should, without gaps: compiled functions look at no bounds."""
-    shape = n_lanes, state["documents"].shape[1], c.kv_heads, c.d_head
-    return all(
-        tensor.is_contiguous() and tensor.shape[0] == n_lanes and (tensor.dim() != 4 or tensor.shape == shape)
-        for tensor in state.values()
-    )
+    """How a `transformer.Transformer` goes this way; None where it cannot: see `limits` and `plan`."""
+    plan = plan_of(model) if few(tokens, model.config.d_model) else None
+    return plan if plan is not None and plan.fits and as_expected(model.config, len(tokens), state) else None
 
 
 def hidden(
