@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch.optim import Optimizer
 
+from livelm.compiled import compiles
 from livelm.config import Settings
 from livelm.kernels import kernels_of
 from livelm.optim.adamw_compiled import Places
@@ -48,7 +49,7 @@ class DenseAdamW(torch.optim.AdamW):
         kernels = kernels_of("livelm.optim.adamw_cuda")
         if kernels is not None and kernels.takes(self):
             return kernels.step(self)
-        if closure is None and self._step_on_cpu():
+        if closure is None and compiles() and self._step_on_cpu():
             return None
         return super().step(closure)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from livelm.compiled import reordered, unchecked
+from livelm.compiled import compiles, reordered, unchecked
 from livelm.compiled.addresses import MOST, flat, floats_at, integers_at
 
 
@@ -18,6 +18,8 @@ def clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     Where the length is not finite the gradients are of no use, whatever is in them. Sparse gradients are left alone:
     rows touched by chance (n-gram tables) have a learning rule that needs no clipping.
     """
+    if not compiles():
+        return clip_reference(parameters, most)
     at, sizes = [], []
     for parameter in parameters:
         gradient = parameter.grad

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
+from livelm.compiled import compiles
 from livelm.optim import rows_compiled
 
 
@@ -34,7 +35,8 @@ class RowAdagrad(Optimizer):
         if not state:
             state["sum"] = torch.zeros_like(table)
         sums = state["sum"]
-        if gradient.is_sparse and rows_compiled.step(table, sums, gradient, group["lr"], group["eps"]):
+        compiled = gradient.is_sparse and compiles()
+        if compiled and rows_compiled.step(table, sums, gradient, group["lr"], group["eps"]):
             return
         with torch.no_grad():
             if not gradient.is_sparse:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from livelm.compiled import called, compiled
+from livelm.compiled import called, compiled, compiles
 
 NOTHING = -1
 """Stands for the token before the first one of a document."""
@@ -22,7 +22,7 @@ SHIFT = 31
 
 def fits(table: Float[Tensor, "V E"], tokens: Int[Tensor, "B T"]) -> bool:
     """Whether the compiled way takes this table and these tokens: float32 and int64 on the CPU."""
-    return table.is_cpu and table.dtype == torch.float32 and tokens.dtype == torch.int64
+    return compiles() and table.is_cpu and table.dtype == torch.float32 and tokens.dtype == torch.int64
 
 
 def sum_ngram_rows(
