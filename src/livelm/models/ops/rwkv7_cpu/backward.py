@@ -3,12 +3,13 @@
 import numpy as np
 
 from livelm.compiled import called, returning
-from livelm.models.ops.few_tokens_cpu.parts import norm_back, turned
+from livelm.models.ops.few_tokens_cpu.parts import norm_back
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY
 from livelm.models.ops.rwkv7_cpu.forward import HEAD_NORM_EPS, HeadNorm, mix_all, mix_one
 from livelm.models.ops.rwkv7_cpu.maps import back_through, project_back, to_before
 from livelm.models.ops.rwkv7_cpu.states import SEGMENT, states_backward
 from livelm.models.ops.rwkv7_cpu.strips import strip
+from livelm.models.ops.rwkv7_cpu.turning import turned
 
 _squared = strip(lambda x, c: [x[0] * x[0]])
 _times = strip(lambda x, c: [x[0] * x[1]])
@@ -112,7 +113,7 @@ def block_backward(form, g, first, d_first, starts, weights, kept, gradients):  
         numbers = mix[0, row], mix[1, row], mix[2, row], mix[3, row], mix[4, row], mix[5, row]
         sums = d_mix, d_mix + 4 * d, d_mix + 8 * d, d_mix + 12 * d, d_mix + 16 * d, d_mix + 20 * d
         _mixed_back_6(m, reads_6, numbers, (dz.ctypes.data + at, before.ctypes.data + at), sums)
-    to_before(form, before, starts, dz)
+    to_before(form, before, starts, dz, spare[0])
     norm_back(form, dz, kept.normed, kept.scales[0], weights.gain, gradients.gain, gradients.bias, g, spare)
 
 
@@ -135,7 +136,7 @@ def _channel_back(form, g, starts, weights, kept, gradients, spare):  # type: ig
         sums = (gradients.mix_2.ctypes.data + 4 * row,)
         reads = kept.delta_2.ctypes.data + at, here
         _mixed_back_1(m, reads, (weights.mix_2[row],), (here, before.ctypes.data + at), sums)
-    to_before(form, before, starts, dx)
+    to_before(form, before, starts, dx, spare[0])
     norm_back(form, dx, kept.normed_2, kept.scales[1], weights.gain_2, gradients.gain_2, gradients.bias_2, g, spare)
 
 

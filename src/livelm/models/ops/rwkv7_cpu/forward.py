@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from livelm.compiled import called, returning
-from livelm.models.ops.few_tokens_cpu.parts import gained, norm, turned
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY
 from livelm.models.ops.rwkv7_cpu.maps import add_projected, from_before, project, through
 from livelm.models.ops.rwkv7_cpu.states import states_forward
 from livelm.models.ops.rwkv7_cpu.strips import strip
+from livelm.models.ops.rwkv7_cpu.turning import turned
 
 LEAST = 1e-12
 """Added to the square of a removal key's length, as in `pointwise.unit`."""

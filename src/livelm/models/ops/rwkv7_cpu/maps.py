@@ -4,8 +4,8 @@ import numpy as np
 
 from livelm.compiled import called, returning
 from livelm.models.ops.few_tokens_cpu.backward import through_back, weight_back
-from livelm.models.ops.few_tokens_cpu.parts import turned
 from livelm.models.ops.products import add_product
+from livelm.models.ops.rwkv7_cpu.turning import turned
 
 
 @called
@@ -77,10 +77,13 @@ def from_before(form, h, starts, before, after, delta):  # type: ignore[no-untyp
 
 
 @called
-def to_before(form, d_past, starts, dh):  # type: ignore[no-untyped-def]
-    """Add to (D, M) dh what each token sends to the one before."""
+def to_before(form, d_past, starts, dh, heard):  # type: ignore[no-untyped-def]
+    """Add to (D, M) dh what each token sends to the one before; (M,) `heard` is memory."""
     for lane in range(form.n_lanes):
-        at = lane * form.n_padded
+        at, n = lane * form.n_padded, form.n_tokens - 1
+        for t in range(n):
+            heard[t] = 0.0 if starts[lane, t + 1] else 1.0
         for row in range(form.d_model):
-            for t in range(1, form.n_tokens):
-                dh[row, at + t - 1] += np.float32(0.0) if starts[lane, t] else d_past[row, at + t]
+            for t in range(n):
+                more = d_past[row, at + t + 1]
+                dh[row, at + t] += more if heard[t] > 0 else np.float32(0.0)

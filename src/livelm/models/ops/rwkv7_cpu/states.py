@@ -20,6 +20,7 @@ from livelm.compiled import called
 from livelm.compiled.vectors import FLOAT, INT, LANES, Builder, Value, at, constant, llvm, load, loop, splat, store
 from livelm.models.ops.products import add_product
 from livelm.models.ops.rwkv7_cpu.strips import Vector
+from livelm.models.ops.rwkv7_cpu.turning import turned
 
 SEGMENT = 16
 """Tokens between two states that are kept. Chosen: so many of a head lie in the second-level cache."""
@@ -145,17 +146,6 @@ WIDTHS = tuple(LANES * n for n in (1, 2, 4, 8))
 
 
 @called
-def _turn(x, out):  # type: ignore[no-untyped-def]
-    """The transpose of (n, n) x, in squares that touch each line of both once."""
-    n = len(x)
-    for top in range(0, n, 16):
-        for left in range(0, n, 16):
-            for row in range(top, min(top + 16, n)):
-                for column in range(left, min(left + 16, n)):
-                    out[column, row] = x[row, column]
-
-
-@called
 def _copy(x, out):  # type: ignore[no-untyped-def]
     for row in range(len(x)):
         for column in range(len(x)):
@@ -178,7 +168,7 @@ def states_forward(form, starts, rows, read, kept, before, after, space):  # typ
         for t in range(form.n_tokens, form.n_padded):
             read[lane * form.n_padded + t] = 0
         for head in range(form.n_heads):
-            _turn(before[lane, head], matrix)
+            turned(before[lane, head], matrix)
             at_head = 4 * (lane * form.n_padded * d + head * n)
             from_u = u.ctypes.data + at_head
             for i in range(n):
@@ -205,7 +195,7 @@ def states_forward(form, starts, rows, read, kept, before, after, space):  # typ
                     b.ctypes.data + here,
                 )
                 _step(n, state, of, v.ctypes.data + here, u.ctypes.data + here, read.ctypes.data + here, to_u)
-            _turn(matrix, after[lane, head])
+            turned(matrix, after[lane, head])
 
 
 @called
@@ -262,7 +252,7 @@ def states_backward(form, starts, rows, kept, d_read, d_rows, space):  # type: i
             for back in range(states.shape[1]):
                 first = (states.shape[1] - 1 - back) * SEGMENT
                 end = min(first + SEGMENT, form.n_tokens)
-                _turn(states[lane, first // SEGMENT, head], passed[0])
+                turned(states[lane, first // SEGMENT, head], passed[0])
                 for t in range(first, end):
                     here = at_head + 4 * d * t
                     before = nothing if starts[lane, t] else passed[t - first]
