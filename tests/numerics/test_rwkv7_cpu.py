@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from livelm.compiled import in_torch
 from livelm.models.ops import rwkv7_cpu
+from livelm.models.ops.rwkv7_cpu.states import WIDTHS
 from livelm.models.rwkv7 import RWKV7, RWKV7Config
 from livelm.types import State
 
@@ -20,14 +21,14 @@ VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "recipe": (1, 64, SMALL),
     "lanes": (3, 37, SMALL | {"n_layers": 3}),
     "one token": (2, 1, SMALL),
-    "a few": (2, 7, SMALL | {"d_model": 32, "d_head": 16}),
+    "a few": (2, 7, SMALL | {"d_model": 32, "d_head": WIDTHS[0]}),
     "one layer, ranks": (
         1,
         20,
         SMALL | {"n_layers": 1, "decay_rank": 16, "rate_rank": 48, "gate_rank": 64, "d_ff": 96},
     ),
     "whole segments": (1, 32, SMALL | {"d_head": 64, "value_rank": 16}),
-    "long": (1, 200, SMALL | {"d_model": 128, "d_head": 128, "n_layers": 1}),
+    "long": (1, 200, SMALL | {"d_model": 128, "d_head": WIDTHS[-1], "n_layers": 1}),
 }
 
 
@@ -200,7 +201,7 @@ def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"initial_state": "learned"}, {"initial_state": "offset"}, {"d_head": 8}, {"d_ff": 40}, {"gate_rank": 5}],
+    [{"initial_state": "learned"}, {"initial_state": "offset"}, {"d_head": 4}, {"d_ff": 43}, {"gate_rank": 5}],
     ids=str,
 )
 def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any], used: list[bool]) -> None:
