@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.record import keep
+from livelm.compiled import in_torch
 from livelm.models.ops.rwkv7 import Streams, rwkv7_chunked, rwkv7_recurrent
 from livelm.models.ops.rwkv7_chunks import Layout, make_layout
 from livelm.models.rwkv7 import RWKV7, RWKV7Config
@@ -64,7 +65,7 @@ def update(d_model: int, d_head: int, n_tokens: int, n_turns: int) -> dict[str, 
     learner = Learning(RWKV7Config(d_model=d_model, n_layers=2, d_head=d_head), n_tokens)
 
     def once(way: Any) -> None:
-        with patch("livelm.models.rwkv7.rwkv7", way):
+        with in_torch(), patch("livelm.models.rwkv7.rwkv7", way):
             learner.step()
 
     return in_turns(once, n_turns)

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from livelm.compiled import compiles
 from livelm.config import Settings
-from livelm.models.ops.head import nats_of
+from livelm.models.ops import rwkv7_cpu
+from livelm.models.ops.head import costs, nats_of, says, says_of
 from livelm.models.ops.pointwise import squared_relu, unit
 from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY, Streams, rwkv7
 from livelm.models.ops.rwkv7_chunks import Layout, make_layout
@@ -243,6 +245,16 @@ class RWKV7(nn.Module):
         self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
     ) -> tuple[Float[Tensor, "B T V"], State]:
         """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
+        x, state = self.hidden(tokens, starts, state)
+        return self.head(x), state
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T C"], State]:
+        """What the head reads at each position, and the state after the last one."""
+        plan = rwkv7_cpu.plan_for(self, tokens, state) if compiles() else None
+        if plan is not None:
+            return rwkv7_cpu.hidden(self, plan, tokens, starts, state)
         layout = make_layout(starts)
         after: State = {}
         v_first: Tensor | None = None
@@ -258,7 +270,7 @@ class RWKV7(nn.Module):
             normed = block.ln2(x)  # type: ignore[operator]
             x = x + block.ffn(normed, shifted(normed, state[f"ffn_shift.{i}"], starts))  # type: ignore[operator]
             after[f"ffn_shift.{i}"] = _last(normed)
-        return self.head(self.ln_out(x)), after
+        return self.ln_out(x), after
 
     def nats(
         self,
@@ -268,8 +280,36 @@ class RWKV7(nn.Module):
         state: State,
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
-        logits, state = self.forward(tokens, starts, state)
-        return nats_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        if type(self.head) is not nn.Linear:
+            return nats_of(self.head(x), targets), state
+        return costs(x, self.head.weight, targets), state
+
+    def told(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+        """What `nats` says, with the log probabilities of all symbols between, which are not to be differentiated."""
+        x, state = self.hidden(tokens, starts, state)
+        if type(self.head) is not nn.Linear:
+            return *says_of(self.head(x), targets), state
+        return *says(x, self.head.weight, targets), state
+
+    def is_unaltered(self) -> bool:
+        """Whether every part is of the kind that this class builds: no adapter, nothing else in its place."""
+        for i, block in enumerate(self.blocks):
+            if not (type(block) is Block and type(block.att) is TimeMix and type(block.ffn) is ChannelMix):
+                return False
+            att, ffn = block.att, block.ffn
+            maps = att.receptance, att.key, att.value, att.output, ffn.key, ffn.value
+            norms = block.ln1, block.ln2, *([block.ln0] if i == 0 else [])
+            built = all(type(part) is nn.Linear for part in maps) and all(type(part) is nn.LayerNorm for part in norms)
+            if not (built and type(att.ln_x) is nn.GroupNorm):
+                return False
+        return type(self.emb) is nn.Embedding and type(self.ln_out) is nn.LayerNorm
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, token by token.

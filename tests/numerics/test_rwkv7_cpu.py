@@ -1,0 +1,271 @@
+"""RWKV-7 as one compiled function is that of torch: costs, state, gradients; and it is used."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.transformers import N_VOCABULARY, Learned, check_learned_alike, read
+from torch import Tensor, nn
+
+from livelm.compiled import in_torch
+from livelm.models.ops import rwkv7_cpu
+from livelm.models.ops.rwkv7_cpu.states import WIDTHS
+from livelm.models.rwkv7 import RWKV7, RWKV7Config
+from livelm.types import State
+
+if torch.cuda.is_available():
+    pytest.skip("batches are read on the card here", allow_module_level=True)
+
+SMALL: dict[str, Any] = {"d_model": 64, "n_layers": 2, "d_head": 32, "head_scale": 1.0}
+VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "recipe": (1, 64, SMALL),
+    "lanes": (3, 37, SMALL | {"n_layers": 3}),
+    "one token": (2, 1, SMALL),
+    "a few": (2, 7, SMALL | {"d_model": 32, "d_head": WIDTHS[0]}),
+    "one layer, ranks": (
+        1,
+        20,
+        SMALL | {"n_layers": 1, "decay_rank": 16, "rate_rank": 48, "gate_rank": 64, "d_ff": 96},
+    ),
+    "whole segments": (1, 32, SMALL | {"d_head": 64, "value_rank": 16}),
+    "long": (1, 200, SMALL | {"d_model": 128, "d_head": WIDTHS[-1], "n_layers": 1}),
+}
+
+
+def build(options: dict[str, Any]) -> RWKV7:
+    torch.manual_seed(0)
+    model = RWKV7(RWKV7Config.model_validate(options), N_VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def learn(model: RWKV7, batches: list[Any]) -> Learned:
+    """Costs, state and gradients of the last batch; the ones before fill the state."""
+    state = model.init_state(len(batches[0][0]))
+    with torch.no_grad():
+        for tokens, starts, targets in batches[:-1]:
+            _, state = model.nats(tokens, starts, targets, state)
+    tokens, starts, targets = batches[-1]
+    nats, state = model.nats(tokens, starts, targets, state)
+    nats.mean().backward()
+    return nats.detach(), state, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each pass that could be compiled, whether it was."""
+    went: list[bool] = []
+    plan_for = rwkv7_cpu.plan_for
+
+    def note(model: RWKV7, tokens: Tensor, state: State) -> Any:
+        plan = plan_for(model, tokens, state)
+        went.append(plan is not None)
+        return plan
+
+    monkeypatch.setattr(rwkv7_cpu, "plan_for", note)
+    return went
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiled_blocks_are_the_blocks_of_torch(variant: str, n_batches: int, used: list[bool]) -> None:
+    n_lanes, n_tokens, options = VARIANTS[variant]
+    batches = read(n_tokens, n_batches, n_lanes)
+    with in_torch():
+        wanted = learn(build(options), batches)
+    assert not used
+    check_learned_alike(learn(build(options), batches), wanted, 2e-5)
+    assert used == [True] * n_batches
+
+
+def test_it_is_as_exact_as_torch() -> None:
+    """Both against float64: what they differ by is rounding."""
+    batches = read(64, 2)
+    with in_torch():
+        truth, rough = learn(build(SMALL).double(), batches), learn(build(SMALL), batches)
+    found = learn(build(SMALL), batches)
+    for name, gradient in truth[2].items():
+        errors = [float((of[2][name].double() - gradient).norm() / gradient.norm()) for of in (found, rough)]
+        assert errors[0] <= 3 * errors[1] + 1e-6, (name, errors)
+
+
+@pytest.mark.parametrize("places", [[0], [15], [16], [63], [0, 1, 2], [14, 15, 16, 17], list(range(64))], ids=str)
+def test_a_document_may_start_anywhere(places: list[int]) -> None:
+    batches = read(64, 2, 2)
+    for _, starts, _ in batches:
+        starts.zero_()
+    batches[-1][1][0, places] = True
+    with in_torch():
+        wanted = learn(build(SMALL), batches)
+    check_learned_alike(learn(build(SMALL), batches), wanted, 2e-5)
+
+
+def test_steep_logits_of_decays_and_rates_are_those_of_torch() -> None:
+    def steep() -> RWKV7:
+        model = build(SMALL)
+        with torch.no_grad():
+            for block in model.blocks:
+                for weight in (block.att.w1, block.att.w2, block.att.a2, block.att.g1):  # type: ignore[union-attr]
+                    weight.mul_(8)  # type: ignore[operator]
+        return model
+
+    batches = read(64, 2)
+    with in_torch():
+        wanted = learn(steep(), batches)
+    check_learned_alike(learn(steep(), batches), wanted, 1e-4)
+
+
+def test_equal_inputs_give_equal_bits() -> None:
+    batches = read(64, 4)
+    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
+    assert torch.equal(nats, again)
+    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+
+
+def test_a_gradient_may_be_taken_twice() -> None:
+    model, (tokens, starts, _) = build(SMALL), read(64, 1)[0]
+    loss = model.hidden(tokens, starts, model.init_state(1))[0].square().mean()
+    first, second = (torch.autograd.grad(loss, list(model.blocks.parameters()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+def test_a_batch_in_two_halves_predicts_the_same() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+    with torch.no_grad():
+        whole, _ = model.nats(tokens, starts, targets, model.init_state(1))
+        first, state = model.nats(tokens[:, :30], starts[:, :30], targets[:, :30], model.init_state(1))
+        second, _ = model.nats(tokens[:, 30:], starts[:, 30:], targets[:, 30:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_what_it_says_is_what_it_costs() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1, 2)[0]
+    with torch.no_grad():
+        wanted, _ = model.nats(tokens, starts, targets, model.init_state(2))
+        nats, log_probs, _ = model.told(tokens, starts, targets, model.init_state(2))
+        with in_torch():
+            logits, _ = model(tokens, starts, model.init_state(2))
+    assert torch.equal(nats, wanted)
+    torch.testing.assert_close(log_probs, logits.log_softmax(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ffn.key.weight", "att.w2", "att.x_rwkvag"])
+def test_what_is_not_a_number_stays_one(name: str) -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+    with torch.no_grad():
+        dict(model.blocks[0].named_parameters())[name][3, 5] = torch.nan
+    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    assert nats.isnan().all()
+    nats.mean().backward()
+    assert model.emb.weight.grad is not None
+    assert model.emb.weight.grad.isnan().any()
+
+
+def test_a_document_does_not_hear_what_was_not_a_number_before_it() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+    starts[0, 0] = True
+    state = {name: tensor * torch.nan for name, tensor in model.init_state(1).items()}
+    with torch.no_grad():
+        nats, _ = model.nats(tokens, starts, targets, state)
+        wanted, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    assert torch.equal(nats, wanted)
+
+
+def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
+    batches = read(64, 1)
+
+    def frozen() -> RWKV7:
+        model = build(SMALL)
+        model.emb.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+        model.blocks[1].att.key.weight.requires_grad_(False)  # type: ignore[union-attr]
+        return model
+
+    with in_torch():
+        wanted = learn(frozen(), batches)
+    found = learn(frozen(), batches)
+    assert "blocks.1.ffn.key.weight" in found[2]
+    check_learned_alike(found, wanted, 2e-5)
+
+
+def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    with torch.no_grad():
+        model.blocks[0].att.w1.mul_(2)  # type: ignore[union-attr, operator]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nats.mean().backward()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"initial_state": "learned"}, {"initial_state": "offset"}, {"d_head": 4}, {"d_ff": 43}, {"gate_rank": 5}],
+    ids=str,
+)
+def test_what_it_cannot_do_it_leaves_to_torch(options: dict[str, Any], used: list[bool]) -> None:
+    learn(build(SMALL | {"d_model": 32, "d_head": 16} | options), read(16, 2))
+    assert used == [False, False]
+
+
+def fits(model: RWKV7, n_tokens: int = 8) -> bool:
+    tokens = torch.zeros(1, n_tokens, dtype=torch.int64)
+    return rwkv7_cpu.plan_for(model, tokens, model.init_state(1)) is not None
+
+
+def test_many_tokens_and_other_types_are_left_to_torch() -> None:
+    assert fits(build(SMALL))
+    assert not fits(build(SMALL), rwkv7_cpu.MOST_TOKENS + 1)
+    assert not fits(build(SMALL).double())
+
+
+class Adapter(nn.Linear):
+    """Something else in the place of a map."""
+
+
+def test_a_model_that_was_changed_is_planned_anew() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
+
+    def compare() -> None:
+        with torch.no_grad():
+            found, _ = model.nats(tokens, starts, targets, model.init_state(1))
+            with in_torch():
+                wanted, _ = model.nats(tokens, starts, targets, model.init_state(1))
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+    compare()
+    ffn = model.blocks[0].ffn
+    ffn.key.weight = nn.Parameter(ffn.key.weight.detach() * 2)  # type: ignore[union-attr, operator]  # another parameter
+    compare()
+    model.ln_out.weight.data = model.ln_out.weight.detach().clone() * 2  # another place
+    compare()
+    assert fits(model)
+    model.blocks[1].att.output = Adapter(64, 64, bias=False)  # type: ignore[union-attr]  # another kind of map
+    assert not fits(model)
+    compare()
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    model, state = build(SMALL), build(SMALL).init_state(1)
+    tokens, starts = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.bool)
+    for wrong in (-1, N_VOCABULARY):
+        tokens[0, 5] = wrong
+        with pytest.raises(IndexError, match=f"vocabulary of {N_VOCABULARY}"):
+            model(tokens, starts, state)
+
+
+def test_a_state_of_other_shapes_is_left_to_torch_to_refuse(used: list[bool]) -> None:
+    model, tokens = build(SMALL), torch.zeros(2, 8, dtype=torch.int64)
+    with pytest.raises(RuntimeError):
+        model(tokens, tokens == 1, model.init_state(3))
+    state = model.init_state(2)
+    state["matrix.1"] = state["matrix.1"].new_zeros(2, 2, 32, 16)
+    with pytest.raises(RuntimeError):
+        model(tokens, tokens == 1, state)
+    del state["matrix.1"]
+    with pytest.raises(KeyError):
+        model(tokens, tokens == 1, state)
+    assert not any(used)
+    with pytest.raises(ValueError, match="starts"):
+        model(tokens, (tokens == 1)[:, :5], model.init_state(2))
