@@ -195,6 +195,7 @@ def fits(model: Any, n_tokens: int = 8) -> bool:
 def test_many_tokens_and_other_types_are_left_to_torch() -> None:
     assert fits(build(SMALL))
     assert not fits(build(SMALL), worker_cpu.MOST_TOKENS + 1)
+    assert not fits(build(SMALL | {"stride": 1}), worker_cpu.MOST_TOKENS)
     assert not fits(build(SMALL).double())
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from livelm.compiled import added, called, returning
 from livelm.compiled.vectors import LANES
 from livelm.models.ops.few_tokens_cpu.parts import norm, norm_back, turned
-from livelm.models.ops.products import add_product
+from livelm.models.ops.products import HIGH, add_product
 from livelm.models.ops.worker_cpu.sigmoid import sigmoids
 
 
@@ -67,9 +67,10 @@ def product_back(weight, g, out):  # type: ignore[no-untyped-def]
 def weight_back(g, read, gradient):  # type: ignore[no-untyped-def]
     """(N, D) gradient of a map, from (N, M) that of its output and the (n, D) rows that it read, n <= M."""
     (n, d), m = read.shape, g.shape[1]
-    gradient[:] = 0
-    if len(gradient):
-        add_product((len(gradient), d, n), g.ctypes.data, m, 1, read.ctypes.data, d, gradient.ctypes.data, d)
+    for row in range(0, len(gradient), 2 * HIGH):  # a few rows are zeroed and filled while they are in the cache
+        some = gradient[row : row + 2 * HIGH]
+        some[:] = 0
+        add_product((len(some), d, n), g.ctypes.data + 4 * row * m, m, 1, read.ctypes.data, d, some.ctypes.data, d)
 
 
 @called
