@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from livelm.compiled import in_torch
 from livelm.models.worker import Worker
 
 N_VOCABULARY = 31
@@ -132,7 +133,8 @@ def test_declared_flops_are_the_mean_over_a_stride_of_single_tokens(stride: int)
     with torch.no_grad():
         _, state = model(tokens[:, :80], starts[:, :80], model.init_state(1))
         counter = FlopCounterMode(display=False)
-        with counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not know the fused kernel of CPUs
+        # the counter knows neither the fused kernel of CPUs nor compiled functions
+        with counter, in_torch(), sdpa_kernel(SDPBackend.MATH):
             for t in range(80, 96):
                 _, state = model(tokens[:, t : t + 1], starts[:, t : t + 1], state)
     assert counter.get_total_flops() / 16 == pytest.approx(model.flops_per_token(), rel=0.02)

@@ -13,6 +13,8 @@ from livelm.models.practice import practise
 SETTINGS: dict[str, dict[str, Any]] = {
     "transformer": {"d_model": 64, "ngrams": (2, 3), "ngram_rows": 64},
     "looped": {"d_model": 64, "ngrams": (2,), "ngram_rows": 64},
+    "rwkv7": {"d_model": 64, "d_head": 32},
+    "worker": {"d_model": 64, "ngrams": (2,), "ngram_rows": 64},
 }
 
 

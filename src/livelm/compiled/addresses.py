@@ -13,9 +13,9 @@ from torch import Tensor
 from livelm.compiled import vectors
 from livelm.compiled.vectors import llvm
 
-MOST = 1 << 20
-"""Numbers in all up to which lists of tensors are taken. Chosen, not measured: with more of them, what torch does
-around its arithmetic matters little, and its threads may."""
+MOST = 1 << 21
+"""Numbers in all up to which lists of tensors are taken. With a million of them whole updates of a `worker` take 17 %
+less time than with torch's rules on one core; with two to four million 3 to 7 % on one, and nothing on two."""
 
 
 def flat(tensor: Tensor) -> bool:

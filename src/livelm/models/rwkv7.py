@@ -248,6 +248,10 @@ class RWKV7(nn.Module):
         x, state = self.hidden(tokens, starts, state)
         return self.head(x), state
 
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether `hidden` of these goes through compiled functions, were they used: see `ops.rwkv7_cpu`."""
+        return rwkv7_cpu.plan_for(self, tokens, state) is not None
+
     def hidden(
         self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
     ) -> tuple[Float[Tensor, "B T C"], State]:

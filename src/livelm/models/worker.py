@@ -20,14 +20,16 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from livelm.compiled import compiles
 from livelm.config import Settings
 from livelm.models.initial import InitialMemory, initial_parameters
 from livelm.models.layers import Rotation, linear, rms_norm, rotate, rotation, silent_linear
 from livelm.models.ngrams import NOTHING, NgramEmbedding
+from livelm.models.ops import worker_cpu
 from livelm.models.ops.attention import additive, attention
 from livelm.models.ops.causal_conv import causal_conv
 from livelm.models.ops.grid import Grid, add_at, ages, take, worker_grid, worker_mask
-from livelm.models.ops.head import nats_of
+from livelm.models.ops.head import costs, says
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State
@@ -217,6 +219,20 @@ class Worker(nn.Module):
         self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
     ) -> tuple[Float[Tensor, "B T V"], State]:
         """Logits of the token after each position, and the state after the last one (see `types.Model`)."""
+        x, state = self.hidden(tokens, starts, state)
+        return self.head(x), state
+
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether `hidden` of these goes through compiled functions, were they used: see `ops.worker_cpu`."""
+        return worker_cpu.plan_for(self, tokens, state) is not None
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """What the head reads at each position, and the state after the last one."""
+        plan = worker_cpu.plan_for(self, tokens, state) if compiles() else None
+        if plan is not None:
+            return worker_cpu.hidden(self, plan, tokens, starts, state)
         c, (n_lanes, n_new) = self.config, tokens.shape
         age = ages(starts, state["age"])
         grid = worker_grid(age, c.stride)
@@ -235,7 +251,7 @@ class Worker(nn.Module):
             after |= {f"{name}.{i}": tensor for name, tensor in kept.items()}
         mixed, after["local.last"] = self.last(x, state["local.last"], age)
         x = self.norm(x + mixed)
-        return self.head(x if added is None else x + added), after
+        return (x if added is None else x + added), after
 
     def nats(
         self,
@@ -245,8 +261,19 @@ class Worker(nn.Module):
         state: State,
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
-        logits, state = self.forward(tokens, starts, state)
-        return nats_of(logits, targets), state
+        x, state = self.hidden(tokens, starts, state)
+        return costs(x, self.head.weight, targets), state
+
+    def told(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+        """What `nats` says, with the log probabilities of all symbols between, which are not to be differentiated."""
+        x, state = self.hidden(tokens, starts, state)
+        return *says(x, self.head.weight, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.
