@@ -66,7 +66,7 @@ def _as_expected(model: Any, n_lanes: int, state: State) -> bool:
     return all(
         tensor.is_contiguous()
         and tensor.is_cpu
-        and tensor.shape == shapes[name.partition(".")[0]]
+        and tensor.shape == shapes.get(name.partition(".")[0])
         and tensor.dtype == (torch.int64 if name in ("age", "recent") else torch.float32)
         for name, tensor in state.items()
     )
