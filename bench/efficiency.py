@@ -4,7 +4,7 @@ Every matrix product and fused attention that torch starts for one update is cau
 strides, values). Then the update, the update by torch alone, and the bare list of those products take turns in one
 process: the ratio of neighbouring turns is what everything else (norms, rotations, softmax, lookups, bookkeeping, and
 starting each operation) costs. All are processor time of one thread, so a neighbour that takes the core away does not
-count. Where an update is compiled (`models.ops.few_tokens_cpu`) its products are not torch's, but as many.
+count. Where an update is compiled (`models.ops.few_tokens_cpu`, `rwkv7_cpu`) its products are not torch's, but as many.
 
 python -m bench.efficiency --keep
 """

@@ -91,6 +91,14 @@ def test_what_is_not_a_number_stays_one() -> None:
     assert nats.isnan().all()
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradient_again() -> None:
+    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
+    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
+    weights = list(model.parameters())
+    first, again = (torch.autograd.grad(nats.sum(), weights, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+
+
 def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
     batches = read(48, 1)
 

@@ -43,6 +43,13 @@ def test_it_is_the_head_of_torch(function: Any, shape: tuple[int, int, int, int]
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradient_again() -> None:
+    h, weight, targets = given(1, 16, 67, 32)
+    nats = head.costs(h, weight, targets).sum()
+    first, again = (torch.autograd.grad(nats, (h, weight), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+
+
 def test_what_is_nearly_impossible_has_a_finite_cost() -> None:
     h, weight, targets = given(1, 16, 67, 32)
     nats, log_probs = head.says(h.detach() * 1000, weight.detach(), targets)

@@ -1,7 +1,9 @@
 """RWKV-7 as one compiled function is that of torch: costs, state, gradients; and it is used."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.transformers import N_VOCABULARY, Learned, check_learned_alike, read
@@ -122,6 +124,16 @@ def test_equal_inputs_give_equal_bits() -> None:
     (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
     assert torch.equal(nats, again)
     assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+
+
+def test_what_lay_in_memory_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = read(37, 2, 3)
+    wanted = learn(build(SMALL), batches)
+    spoilt = SimpleNamespace(empty=lambda n, kind: np.full(n, np.nan, kind), float32=np.float32)
+    monkeypatch.setattr(rwkv7_cpu, "np", spoilt)
+    found = learn(build(SMALL), batches)
+    assert torch.equal(found[0], wanted[0])
+    assert all(torch.equal(gradient, wanted[2][name]) for name, gradient in found[2].items())
 
 
 def test_a_gradient_may_be_taken_twice() -> None:

@@ -114,21 +114,22 @@ def _forward(rows, weight, targets, log_columns, nats, log_probs):  # type: igno
 
 @allocating
 def _backward(g, rows, weight, targets, log_columns, d_rows, d_weight):  # type: ignore[no-untyped-def]
-    """From (N,) g of the nats: (N, D) `d_rows`; `d_weight`, which is zero before. Writes over the log probabilities.
+    """From (N,) g of the nats: (N, D) `d_rows`; `d_weight`, which is zero before.
 
     The gradient of a logit is the probability, less 1 for the target, by that of the nats.
     """
     (n, d), (n_symbols, m) = rows.shape, log_columns.shape
-    columns, by = np.zeros((d, m), np.float32), np.zeros(m, np.float32)
+    columns, by, d_logits = np.zeros((d, m), np.float32), np.zeros(m, np.float32), np.empty((n_symbols, m), np.float32)
     by[:n] = g
+    d_logits[:] = log_columns
+    here = d_logits.ctypes.data
     for t in range(0, m, LANES):
-        exponential_strip(log_columns.ctypes.data + 4 * t, m, n_symbols)
+        exponential_strip(here + 4 * t, m, n_symbols)
     for symbol in range(n_symbols):
         for t in range(m):
-            log_columns[symbol, t] *= by[t]
+            d_logits[symbol, t] *= by[t]
     for t in range(n):
-        log_columns[targets[t], t] -= by[t]
-    here = log_columns.ctypes.data
+        d_logits[targets[t], t] -= by[t]
     add_product((n_symbols, d, n), here, m, 1, rows.ctypes.data, d, d_weight.ctypes.data, d)
     add_product((d, m, n_symbols), weight.ctypes.data, 1, d, here, m, columns.ctypes.data, m)
     _turn(columns[:, :n], d_rows)

@@ -29,17 +29,19 @@ def block_forward(form, stream, past, window, weights, keys, values, kept):  # t
     _keep(form, heads, past, keys, values)
     found[:] = 0
     _attend(form, heads, keys, values, window[0], probabilities, found)
-    add_product((d, m, len(found)), out.ctypes.data, len(found), 1, found.ctypes.data, m, stream.ctypes.data, m)
+    # apart from the stream: added to it one by one, numbers far smaller would be rounded to its last places
+    _begin(down_bias[:0], read)
+    add_product((d, m, len(found)), out.ctypes.data, len(found), 1, found.ctypes.data, m, read.ctypes.data, m)
+    _add(read, stream)
 
     norm(form, stream, normed_2, scale_2)
     gained(form, normed_2, gain_2, bias_2, read)
     _begin(up_bias, hidden)
     add_product((form.hidden, m, d), up.ctypes.data, d, 1, read.ctypes.data, m, hidden.ctypes.data, m)
     _rectify(form, hidden, active)
-    for row in range(len(down_bias)):
-        for column in range(m):
-            stream[row, column] += down_bias[row]
-    add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, stream.ctypes.data, m)
+    _begin(down_bias, read)
+    add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, read.ctypes.data, m)
+    _add(read, stream)
 
 
 @called
@@ -94,6 +96,13 @@ def _begin(bias, columns):  # type: ignore[no-untyped-def]
         value = bias[row] if len(bias) else np.float32(0.0)
         for m in range(columns.shape[1]):
             columns[row, m] = value
+
+
+@called
+def _add(columns, stream):  # type: ignore[no-untyped-def]
+    for row in range(stream.shape[0]):
+        for m in range(stream.shape[1]):
+            stream[row, m] += columns[row, m]
 
 
 @called
