@@ -29,7 +29,8 @@ from livelm.models.ops.few_tokens_cpu.limits import as_expected, few
 from livelm.models.ops.few_tokens_cpu.parts import Form
 from livelm.models.ops.few_tokens_cpu.passes import pass_backward, pass_forward
 from livelm.models.ops.few_tokens_cpu.places import buffer_size
-from livelm.models.ops.few_tokens_cpu.plan import NO_ROWS, Plan, addresses, as_array, plan_of
+from livelm.models.ops.few_tokens_cpu.plan import NO_ROWS, Plan, plan_of
+from livelm.models.ops.plans import addresses, as_array
 from livelm.types import State
 
 __all__ = ["hidden", "plan_for"]

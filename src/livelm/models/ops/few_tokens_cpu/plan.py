@@ -1,31 +1,26 @@
-"""Which weights a model has, and where they lie: looked up once, and checked each time, for that takes a tenth."""
+"""Which weights a `transformer.Transformer` has, and whether it can go the compiled way."""
 
-import operator
-from array import array
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from livelm.compiled.addresses import flat
 from livelm.compiled.vectors import LANES
 from livelm.models.layers import frequencies
+from livelm.models.ops import plans
+from livelm.models.ops.plans import addresses, as_array
 
-_plans: WeakKeyDictionary[nn.Module, "Plan"] = WeakKeyDictionary()
 NO_ROWS = np.empty((0, 0), np.float32)
 
 
-class Plan:
-    """What a pass through a `transformer.Transformer` needs of it, as long as the model stays as it was."""
+class Plan(plans.Plan):
+    """What a pass through a `transformer.Transformer` needs of it."""
 
     def __init__(self, model: Any) -> None:
-        modules = list(_modules(model))
-        held: list[Any] = [parts for module in modules for parts in (module._parameters, module._modules)]
-        found = [(parts, name, part) for parts in held for name, part in parts.items()]
-        self._holders, self._names, self._parts = zip(*found, strict=True)
+        super().__init__(_modules(model))
         self.fits = _fits(model)
         if not self.fits:
             return
@@ -34,36 +29,15 @@ class Plan:
         ends = (model.embed.weight, None if ngrams is None else ngrams.table, norm.weight, getattr(norm, "bias", None))
         self.weights: tuple[nn.Parameter | None, ...] = (*ends, *blocks)
         """Rows of tokens and of n-grams, gain and bias of the last norm; N_WEIGHTS of each block."""
-        self._there = [weight for weight in self.weights if weight is not None]
-        self._places = list(map(Tensor.data_ptr, self._there))
+        self.settle(self.weights)
         self.embedding, self.table, self.gain, self.bias = map(as_array, ends)
         self.at = addresses(blocks)
         self.frequencies = frequencies(model.config.d_key, torch.device("cpu")).numpy()
         self.multipliers = np.empty((0, 0), np.int64) if ngrams is None else ngrams.multipliers.numpy()
 
-    def stands(self) -> bool:
-        """Whether every part of the model is what it was and, if it fits, where it was. (Loops in C: 100 parts.)"""
-        if not all(map(operator.is_, map(dict.get, self._holders, self._names), self._parts)):
-            return False
-        return not self.fits or list(map(Tensor.data_ptr, self._there)) == self._places
 
-
-def plan_of(model: nn.Module) -> Plan:
-    """The plan for a model as it is now."""
-    plan = _plans.get(model)
-    if plan is None or not plan.stands():
-        plan = _plans[model] = Plan(model)
-    return plan
-
-
-def as_array(tensor: Tensor | None) -> np.ndarray:
-    """The same memory for numba; nothing where there is none."""
-    return np.empty(0, np.float32) if tensor is None else tensor.detach().numpy()
-
-
-def addresses(tensors: list[Any]) -> np.ndarray:
-    """Of some tensors; 0 where there is none."""
-    return np.frombuffer(array("q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors]), np.int64)
+plan_of = plans.remembered(Plan)
+"""The plan for a model as it is now."""
 
 
 def _fits(model: Any) -> bool:

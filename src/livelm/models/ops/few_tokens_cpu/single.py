@@ -19,8 +19,8 @@ from livelm.models.ops.few_tokens_cpu.places import (
     weights_of,
     window_of,
 )
-from livelm.models.ops.few_tokens_cpu.plan import addresses
 from livelm.models.ops.few_tokens_cpu.window import look_around
+from livelm.models.ops.plans import addresses
 
 
 class Window(NamedTuple):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from livelm.compiled.addresses import flat
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.few_tokens_cpu.plan import addresses, as_array
+from livelm.models.ops.plans import addresses, as_array
 from livelm.models.ops.rwkv7_cpu.passes import pass_backward, pass_forward
 from livelm.models.ops.rwkv7_cpu.places import Form, buffer_size
 from livelm.models.ops.rwkv7_cpu.plan import Plan, plan_of

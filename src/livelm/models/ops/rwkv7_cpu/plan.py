@@ -1,27 +1,22 @@
-"""Which weights a model has, and where they lie: looked up once, and checked each time, for that takes a tenth."""
+"""Which weights a `rwkv7.RWKV7` has, and whether it can go the compiled way."""
 
-import operator
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from livelm.compiled.addresses import flat
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.few_tokens_cpu.plan import addresses, as_array
+from livelm.models.ops import plans
+from livelm.models.ops.plans import addresses, as_array
 from livelm.models.ops.rwkv7_cpu.forward import HEAD_NORM_EPS
 from livelm.models.ops.rwkv7_cpu.states import WIDTHS
 
-_plans: WeakKeyDictionary[nn.Module, "Plan"] = WeakKeyDictionary()
 
-
-class Plan:
-    """What a pass through a `rwkv7.RWKV7` needs of it, as long as the model stays as it was."""
+class Plan(plans.Plan):
+    """What a pass through a `rwkv7.RWKV7` needs of it."""
 
     def __init__(self, model: Any) -> None:
-        held: list[Any] = [parts for module in model.modules() for parts in (module._parameters, module._modules)]
-        found = [(parts, name, part) for parts in held for name, part in parts.items()]
-        self._holders, self._names, self._parts = zip(*found, strict=True)
+        super().__init__(model.modules())
         self.fits = _fits(model)
         if not self.fits:
             return
@@ -30,24 +25,13 @@ class Plan:
         ends = model.emb.weight, norm.weight, norm.bias, last.weight, last.bias
         self.weights: tuple[nn.Parameter | None, ...] = (*ends, *blocks)
         """Rows of tokens, gain and bias of the first norm and of the last; N_WEIGHTS of each block."""
-        self._there = [weight for weight in self.weights if weight is not None]
-        self._places = list(map(Tensor.data_ptr, self._there))
+        self.settle(self.weights)
         self.ends = tuple(map(as_array, ends))
         self.at = addresses(blocks)
 
-    def stands(self) -> bool:
-        """Whether every part of the model is what it was and, if it fits, where it was."""
-        if not all(map(operator.is_, map(dict.get, self._holders, self._names), self._parts)):
-            return False
-        return not self.fits or list(map(Tensor.data_ptr, self._there)) == self._places
 
-
-def plan_of(model: nn.Module) -> Plan:
-    """The plan for a model as it is now."""
-    plan = _plans.get(model)
-    if plan is None or not plan.stands():
-        plan = _plans[model] = Plan(model)
-    return plan
+plan_of = plans.remembered(Plan)
+"""The plan for a model as it is now."""
 
 
 def _fits(model: Any) -> bool:

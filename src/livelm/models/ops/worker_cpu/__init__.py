@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.few_tokens_cpu.plan import NO_ROWS, addresses, as_array
+from livelm.models.ops.few_tokens_cpu.plan import NO_ROWS
+from livelm.models.ops.plans import addresses, as_array
 from livelm.models.ops.worker_cpu.passes import pass_backward, pass_forward
 from livelm.models.ops.worker_cpu.places import N_WEIGHTS, Form, buffer_size, filled_up
 from livelm.models.ops.worker_cpu.plan import N_OF_MIXER, Plan, plan_of
