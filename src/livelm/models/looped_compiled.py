@@ -38,7 +38,7 @@ def through(model: Any, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"],
         return None
     sizes = n_lanes, n_tokens, -(-n_tokens // LANES) * LANES, state["documents"].shape[1], 1, c.d_model
     sizes += (c.n_heads, c.kv_heads, c.d_head, hidden, c.context)
-    form = Form(*sizes, centred=False, norm_eps=1e-6, qk_norm=True, squared=True, has_bias=False)
+    form = Form(*sizes, centred=False, norm_eps=1e-6, qk_norm=True, squared=True)
     places = state["position"], state["documents"], frequencies(c.d_head, torch.device("cpu")).numpy()
     at, gain = single.window(form, starts, *places), torch.ones(c.d_model)
 

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from livelm.compiled import allocating, called, compiles
+from livelm.compiled import allocating, compiles
 from livelm.compiled.addresses import flat
 from livelm.compiled.vectors import LANES
+from livelm.models.ops.few_tokens_cpu.parts import turned
 from livelm.models.ops.products import add_product
 from livelm.models.ops.softmax_columns import exponential_strip, sum_strip
 
@@ -93,7 +94,7 @@ def _forward(rows, weight, targets, log_columns, nats, log_probs):  # type: igno
         if not 0 <= target < n_symbols:
             return False
     columns, top, total = np.zeros((d, m), np.float32), np.empty(m, np.float32), np.empty(m, np.float32)
-    _turn(rows, columns)
+    turned(rows, columns)
     log_columns[:] = 0
     shape = n_symbols, m, d
     add_product(shape, weight.ctypes.data, d, 1, columns.ctypes.data, m, log_columns.ctypes.data, m)
@@ -108,7 +109,7 @@ def _forward(rows, weight, targets, log_columns, nats, log_probs):  # type: igno
     for t in range(n):
         nats[t] = -log_columns[targets[t], t]
     if log_probs.shape[1]:
-        _turn(log_columns[:, :n], log_probs)
+        turned(log_columns[:, :n], log_probs)
     return True
 
 
@@ -132,14 +133,4 @@ def _backward(g, rows, weight, targets, log_columns, d_rows, d_weight):  # type:
         d_logits[targets[t], t] -= by[t]
     add_product((n_symbols, d, n), here, m, 1, rows.ctypes.data, d, d_weight.ctypes.data, d)
     add_product((d, m, n_symbols), weight.ctypes.data, 1, d, here, m, columns.ctypes.data, m)
-    _turn(columns[:, :n], d_rows)
-
-
-@called
-def _turn(x, out):  # type: ignore[no-untyped-def]
-    """Rows to columns, in squares that touch each line of both once."""
-    for top in range(0, x.shape[0], 16):
-        for left in range(0, x.shape[1], 16):
-            for row in range(top, min(top + 16, x.shape[0])):
-                for column in range(left, min(left + 16, x.shape[1])):
-                    out[column, row] = x[row, column]
+    turned(columns[:, :n], d_rows)

@@ -1,6 +1,6 @@
 """The transformer for few tokens on a CPU: from tokens to what the head reads in one compiled function, and back.
 
-What 48 tokens cost a processor is not arithmetic: torch starts some 150 operations for them and their gradient, of 5 to
+What 48 tokens cost a processor is not arithmetic: torch starts some 320 operations for them and their gradient, of 5 to
 20 microseconds each, for products that take two. Here a pass is one function in machine code, and its products are
 those of `ops.products`. Everything is done by one thread, in the same order each time.
 
@@ -54,7 +54,7 @@ def hidden(
         raise ValueError(f"{tuple(starts.shape)} starts for {tuple(tokens.shape)} tokens.")
     sizes = n_lanes, n_tokens, -(-n_tokens // LANES) * LANES, state["documents"].shape[1], c.n_layers, c.d_model
     sizes += (c.n_heads, c.kv_heads, c.d_head, c.hidden, c.context)
-    form = Form(*sizes, c.norm == "layer", model.norm.eps, c.qk_norm, c.activation == "relu2", c.mlp_bias)
+    form = Form(*sizes, c.norm == "layer", model.norm.eps, c.qk_norm, c.activation == "relu2")
     call = _Call(plan, form, tokens, starts, state)
     x = _Pass.apply(call, *plan.weights)
     return x, call.after()  # type: ignore[return-value]

@@ -23,8 +23,12 @@ def few(tokens: Int[Tensor, "B T"], d_model: int) -> bool:
 
 def as_expected(c: Any, n_lanes: int, state: State) -> bool:
     """Whether a state has the shapes that it should, without gaps: compiled functions look at no bounds."""
-    shape = n_lanes, state["documents"].shape[1], c.kv_heads, c.d_head
+    keys = n_lanes, state["documents"].shape[1], c.kv_heads, c.d_head
     return all(
-        tensor.is_contiguous() and tensor.shape[0] == n_lanes and (tensor.dim() != 4 or tensor.shape == shape)
+        tensor.is_contiguous() and tensor.shape[0] == n_lanes and (tensor.dim() != 4 or _are_keys(tensor, keys))
         for tensor in state.values()
     )
+
+
+def _are_keys(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    return tensor.shape == shape and tensor.dtype == torch.float32

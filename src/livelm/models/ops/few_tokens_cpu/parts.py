@@ -33,8 +33,6 @@ class Form(NamedTuple):
     qk_norm: bool
     squared: bool
     """relu2, not relu."""
-    has_bias: bool
-    """Whether the maps of the feed-forward layer have one."""
 
 
 KEY_EPS = 1e-6

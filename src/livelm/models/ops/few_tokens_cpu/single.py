@@ -15,6 +15,7 @@ from livelm.models.ops.few_tokens_cpu.parts import Form, from_columns, to_column
 from livelm.models.ops.few_tokens_cpu.places import (
     buffer_size,
     kept_of,
+    kept_size,
     keys_and_values,
     weights_of,
     window_of,
@@ -29,7 +30,6 @@ class Window(NamedTuple):
     form: Form
     shown: np.ndarray
     """A buffer, see `places`, whose window is filled."""
-    documents: Int[Tensor, "B S"]
 
 
 def window(
@@ -40,10 +40,10 @@ def window(
     frequencies: np.ndarray,
 ) -> Window:
     """Which position may see which, and by how far each is turned; the form is that of a model of one layer."""
-    everything = torch.empty(form.n_lanes, form.n_carried + form.n_tokens, dtype=torch.int64)
+    everything = np.empty((form.n_lanes, form.n_carried + form.n_tokens), np.int64)
     shown = np.empty(buffer_size(form), np.float32)
-    _look(form, starts.numpy(), position.numpy(), documents.numpy(), frequencies, everything.numpy(), shown)
-    return Window(form, shown, everything)
+    _look(form, starts.numpy(), position.numpy(), documents.numpy(), frequencies, everything, shown)
+    return Window(form, shown)
 
 
 def block(
@@ -68,7 +68,7 @@ class _Block(torch.autograd.Function):
         size = form.n_lanes, form.n_carried + form.n_tokens, form.n_kv_heads, form.d_head
         x, y, new = x.contiguous(), torch.empty(x.shape), [torch.empty(size), torch.empty(size)]
         places = addresses(list(weights)), addresses([keys, values]), addresses(new)
-        buffer = np.empty(kept_end(form), np.float32)
+        buffer = np.empty(kept_size.py_func(form), np.float32)
         _forward(form, x.detach().numpy(), places, at.shown, buffer, y.numpy())
         ctx.known = at, places, buffer
         ctx.save_for_backward(*weights, *new)  # those change in nobody's hands
@@ -84,13 +84,6 @@ class _Block(torch.autograd.Function):
         places = weights_at, addresses(gradients), all_at
         _backward(at.form, given[0].contiguous().numpy(), places, at.shown, buffer, dx.numpy())
         return None, None, None, dx, *gradients
-
-
-def kept_end(form: Form) -> int:
-    """Numbers of a buffer before its window: what one block keeps."""
-    return buffer_size(form) - form.n_lanes * form.n_padded * (
-        form.n_carried + form.n_tokens + form.d_head + form.d_model + 1
-    )
 
 
 @allocating
