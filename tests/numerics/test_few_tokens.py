@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.transformers import build, check_learned_alike, learn, read
+from tests.small_models import build, check_learned_alike, learn, read
 from torch import Tensor
 
 from livelm.compiled import in_torch

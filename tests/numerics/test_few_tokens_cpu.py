@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.transformers import N_VOCABULARY, build, check_learned_alike, learn, read
-from torch import Tensor, nn
+from tests.small_models import build, check_learned_alike, learn, read
+from torch import Tensor
 
 from livelm.compiled import in_torch
 from livelm.models.ops import few_tokens_cpu
@@ -56,13 +56,6 @@ def test_compiled_blocks_are_the_blocks_of_torch(variant: str, n_batches: int, u
     assert used == [True] * n_batches
 
 
-def test_equal_inputs_give_equal_bits() -> None:
-    batches = read(48, 4)
-    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
-    assert torch.equal(nats, again)
-    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-
-
 def test_a_batch_in_two_halves_predicts_the_same() -> None:
     model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
     with torch.no_grad():
@@ -91,40 +84,6 @@ def test_what_is_not_a_number_stays_one() -> None:
     assert nats.isnan().all()
 
 
-def test_a_graph_that_is_kept_gives_the_same_gradient_again() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
-    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
-    weights = list(model.parameters())
-    first, again = (torch.autograd.grad(nats.sum(), weights, retain_graph=True) for _ in range(2))
-    assert all(map(torch.equal, first, again))
-
-
-def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
-    batches = read(48, 1)
-
-    def frozen() -> Transformer:
-        model = build(SMALL)
-        model.embed.requires_grad_(False)
-        model.blocks[0].requires_grad_(False)
-        model.blocks[1].attention.project.weight.requires_grad_(False)
-        return model
-
-    with in_torch():
-        wanted = learn(frozen(), batches)
-    found = learn(frozen(), batches)
-    assert "blocks.1.mlp.up.weight" in found[2]
-    check_learned_alike(found, wanted, 2e-5)
-
-
-def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
-    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
-    with torch.no_grad():
-        model.blocks[0].mlp.up.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        nats.mean().backward()
-
-
 @pytest.mark.parametrize(
     "options",
     [{"gate": True}, {"rank": 8}, {"initial_state": "learned"}, {"d_model": 36, "n_heads": 3}, {"d_ff": 40 + 3}],
@@ -145,40 +104,6 @@ def test_many_tokens_and_other_types_are_left_to_torch() -> None:
     assert not fits(build(SMALL), limits.MOST_TOKENS + 1)
     assert not fits(build(SMALL).double())
     assert not fits(build(SMALL | {"tied": True, "token_table": "float32"}))
-
-
-class Adapter(nn.Linear):
-    """Something else in the place of a map."""
-
-
-def test_a_model_that_was_changed_is_planned_anew() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
-
-    def compare() -> None:
-        with torch.no_grad():
-            found, _ = model.nats(tokens, starts, targets, model.init_state(1))
-            with in_torch():
-                wanted, _ = model.nats(tokens, starts, targets, model.init_state(1))
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-    compare()
-    model.blocks[0].mlp.up.weight = nn.Parameter(model.blocks[0].mlp.up.weight.detach() * 2)  # another parameter
-    compare()
-    model.norm.weight.data = model.norm.weight.detach().clone() * 2  # another place
-    compare()
-    assert fits(model)
-    model.blocks[1].mlp.up = Adapter(64, 256, bias=False)  # another kind of map
-    assert not fits(model)
-    compare()
-
-
-def test_ids_outside_the_vocabulary_are_refused() -> None:
-    model, state = build(SMALL), build(SMALL).init_state(1)
-    tokens, starts = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.bool)
-    for wrong in (-1, N_VOCABULARY):
-        tokens[0, 5] = wrong
-        with pytest.raises(IndexError, match=f"vocabulary of {N_VOCABULARY}"):
-            model(tokens, starts, state)
 
 
 def test_a_state_of_other_shapes_is_left_to_torch_to_refuse() -> None:

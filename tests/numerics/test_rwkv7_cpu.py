@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.transformers import N_VOCABULARY, Learned, check_learned_alike, read
-from torch import Tensor, nn
+from tests.small_models import check_learned_alike, learn, lively, read
+from torch import Tensor
 
 from livelm.compiled import in_torch
 from livelm.models.ops import rwkv7_cpu
 from livelm.models.ops.rwkv7_cpu.states import WIDTHS
-from livelm.models.rwkv7 import RWKV7, RWKV7Config
+from livelm.models.rwkv7 import RWKV7
 from livelm.types import State
 
 if torch.cuda.is_available():
@@ -35,24 +35,7 @@ VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
 
 
 def build(options: dict[str, Any]) -> RWKV7:
-    torch.manual_seed(0)
-    model = RWKV7(RWKV7Config.model_validate(options), N_VOCABULARY)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def learn(model: RWKV7, batches: list[Any]) -> Learned:
-    """Costs, state and gradients of the last batch; the ones before fill the state."""
-    state = model.init_state(len(batches[0][0]))
-    with torch.no_grad():
-        for tokens, starts, targets in batches[:-1]:
-            _, state = model.nats(tokens, starts, targets, state)
-    tokens, starts, targets = batches[-1]
-    nats, state = model.nats(tokens, starts, targets, state)
-    nats.mean().backward()
-    return nats.detach(), state, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return lively(RWKV7, options)
 
 
 @pytest.fixture
@@ -119,13 +102,6 @@ def test_steep_logits_of_decays_and_rates_are_those_of_torch() -> None:
     check_learned_alike(learn(steep(), batches), wanted, 1e-4)
 
 
-def test_equal_inputs_give_equal_bits() -> None:
-    batches = read(64, 4)
-    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
-    assert torch.equal(nats, again)
-    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-
-
 def test_what_lay_in_memory_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = read(37, 2, 3)
     wanted = learn(build(SMALL), batches)
@@ -134,13 +110,6 @@ def test_what_lay_in_memory_before_does_not_matter(monkeypatch: pytest.MonkeyPat
     found = learn(build(SMALL), batches)
     assert torch.equal(found[0], wanted[0])
     assert all(torch.equal(gradient, wanted[2][name]) for name, gradient in found[2].items())
-
-
-def test_a_gradient_may_be_taken_twice() -> None:
-    model, (tokens, starts, _) = build(SMALL), read(64, 1)[0]
-    loss = model.hidden(tokens, starts, model.init_state(1))[0].square().mean()
-    first, second = (torch.autograd.grad(loss, list(model.blocks.parameters()), retain_graph=True) for _ in range(2))
-    assert all(map(torch.equal, first, second))
 
 
 def test_a_batch_in_two_halves_predicts_the_same() -> None:
@@ -185,32 +154,6 @@ def test_a_document_does_not_hear_what_was_not_a_number_before_it() -> None:
     assert torch.equal(nats, wanted)
 
 
-def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
-    batches = read(64, 1)
-
-    def frozen() -> RWKV7:
-        model = build(SMALL)
-        model.emb.requires_grad_(False)
-        model.blocks[0].requires_grad_(False)
-        model.blocks[1].att.key.weight.requires_grad_(False)  # type: ignore[union-attr]
-        return model
-
-    with in_torch():
-        wanted = learn(frozen(), batches)
-    found = learn(frozen(), batches)
-    assert "blocks.1.ffn.key.weight" in found[2]
-    check_learned_alike(found, wanted, 2e-5)
-
-
-def test_a_weight_that_changes_before_its_gradient_is_noticed() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
-    nats, _ = model.nats(tokens, starts, targets, model.init_state(1))
-    with torch.no_grad():
-        model.blocks[0].att.w1.mul_(2)  # type: ignore[union-attr, operator]
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        nats.mean().backward()
-
-
 @pytest.mark.parametrize(
     "options",
     [{"initial_state": "learned"}, {"initial_state": "offset"}, {"d_head": 4}, {"d_ff": 43}, {"gate_rank": 5}],
@@ -230,41 +173,6 @@ def test_many_tokens_and_other_types_are_left_to_torch() -> None:
     assert fits(build(SMALL))
     assert not fits(build(SMALL), rwkv7_cpu.MOST_TOKENS + 1)
     assert not fits(build(SMALL).double())
-
-
-class Adapter(nn.Linear):
-    """Something else in the place of a map."""
-
-
-def test_a_model_that_was_changed_is_planned_anew() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(64, 1)[0]
-
-    def compare() -> None:
-        with torch.no_grad():
-            found, _ = model.nats(tokens, starts, targets, model.init_state(1))
-            with in_torch():
-                wanted, _ = model.nats(tokens, starts, targets, model.init_state(1))
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-    compare()
-    ffn = model.blocks[0].ffn
-    ffn.key.weight = nn.Parameter(ffn.key.weight.detach() * 2)  # type: ignore[union-attr, operator]  # another parameter
-    compare()
-    model.ln_out.weight.data = model.ln_out.weight.detach().clone() * 2  # another place
-    compare()
-    assert fits(model)
-    model.blocks[1].att.output = Adapter(64, 64, bias=False)  # type: ignore[union-attr]  # another kind of map
-    assert not fits(model)
-    compare()
-
-
-def test_ids_outside_the_vocabulary_are_refused() -> None:
-    model, state = build(SMALL), build(SMALL).init_state(1)
-    tokens, starts = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.bool)
-    for wrong in (-1, N_VOCABULARY):
-        tokens[0, 5] = wrong
-        with pytest.raises(IndexError, match=f"vocabulary of {N_VOCABULARY}"):
-            model(tokens, starts, state)
 
 
 def test_a_state_of_other_shapes_is_left_to_torch_to_refuse(used: list[bool]) -> None:

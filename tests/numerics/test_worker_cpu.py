@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.transformers import N_VOCABULARY, check_learned_alike, learn, read
-from torch import Tensor, nn
+from tests.small_models import N_VOCABULARY, check_learned_alike, learn, lively, read
+from torch import Tensor
 
 from livelm.compiled import in_torch
 from livelm.models.ops import worker_cpu
@@ -45,12 +45,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def build(options: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    model = Worker(Worker.Config.model_validate(options), N_VOCABULARY)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    return lively(Worker, options)
 
 
 def compare(batches: list[Any], options: dict[str, Any]) -> None:
@@ -109,13 +104,6 @@ def test_what_is_told_costs_what_is_graded() -> None:
     torch.testing.assert_close(nats, -log_probs.gather(-1, targets[..., None])[..., 0], rtol=1e-5, atol=1e-5)
 
 
-def test_equal_inputs_give_equal_bits() -> None:
-    batches = read(48, 4)
-    (nats, _, gradients), (again, _, gradients_again) = (learn(build(SMALL), batches) for _ in range(2))
-    assert torch.equal(nats, again)
-    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-
-
 def test_far_along_a_document_ages_still_count() -> None:
     model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
     state = model.init_state(1)
@@ -151,23 +139,6 @@ def test_what_lies_before_a_document_may_be_anything() -> None:
     assert torch.equal(found, wanted)
 
 
-def test_frozen_weights_get_no_gradient_and_the_rest_its_own() -> None:
-    batches = read(48, 1)
-
-    def frozen() -> Any:
-        model = build(SMALL)
-        model.embed.requires_grad_(False)
-        model.blocks[0].requires_grad_(False)
-        model.blocks[1].local.project.weight.requires_grad_(False)
-        return model
-
-    with in_torch():
-        wanted = learn(frozen(), batches)
-    found = learn(frozen(), batches)
-    assert "blocks.1.up.weight" in found[2]
-    check_learned_alike(found, wanted, 2e-5)
-
-
 @pytest.mark.parametrize("what", ["a weight", "the state"])
 def test_what_changes_before_it_is_differentiated_is_noticed(what: str) -> None:
     model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
@@ -197,42 +168,6 @@ def test_many_tokens_and_other_types_are_left_to_torch() -> None:
     assert not fits(build(SMALL), worker_cpu.MOST_TOKENS + 1)
     assert not fits(build(SMALL | {"stride": 1}), worker_cpu.MOST_TOKENS)
     assert not fits(build(SMALL).double())
-
-
-class Adapter(nn.Linear):
-    """Something else in the place of a map."""
-
-
-def test_a_model_that_was_changed_is_planned_anew() -> None:
-    model, (tokens, starts, targets) = build(SMALL), read(48, 1)[0]
-
-    def check() -> None:
-        with torch.no_grad():
-            found, _ = model.nats(tokens, starts, targets, model.init_state(1))
-            with in_torch():
-                wanted, _ = model.nats(tokens, starts, targets, model.init_state(1))
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-    check()
-    model.blocks[0].up.weight = nn.Parameter(model.blocks[0].up.weight.detach() * 2)  # another parameter
-    check()
-    model.norm.weight.data = model.norm.weight.detach().clone() * 2  # another place
-    check()
-    model.last.taps = nn.Parameter(model.last.taps.detach() * 2)
-    check()
-    assert fits(model)
-    model.blocks[1].local.project = Adapter(64, 192, bias=False)  # another kind of map
-    assert not fits(model)
-    check()
-
-
-def test_ids_outside_the_vocabulary_are_refused() -> None:
-    model, state = build(SMALL), build(SMALL).init_state(1)
-    tokens, starts = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8, dtype=torch.bool)
-    for wrong in (-1, N_VOCABULARY):
-        tokens[0, 5] = wrong
-        with pytest.raises(IndexError, match=f"vocabulary of {N_VOCABULARY}"):
-            model(tokens, starts, state)
 
 
 def test_a_state_of_other_shapes_is_left_to_torch_to_refuse() -> None:

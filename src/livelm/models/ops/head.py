@@ -15,9 +15,9 @@ from torch import Tensor
 from livelm.compiled import allocating, compiles
 from livelm.compiled.addresses import flat
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.few_tokens_cpu.parts import turned
 from livelm.models.ops.products import add_product
 from livelm.models.ops.softmax_columns import exponential_strip, sum_strip
+from livelm.models.ops.turning import turned
 
 MOST_SYMBOLS, MOST_TOKENS = 1024, 256
 """With more of either, torch has enough to do in each of its operations."""

@@ -3,8 +3,9 @@
 import numpy as np
 
 from livelm.compiled import added, called, returning
-from livelm.models.ops.few_tokens_cpu.parts import gained, norm_back, turn_back, turned
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm_back, turn_back
 from livelm.models.ops.products import add_product
+from livelm.models.ops.turning import turned_vectors
 
 
 @returning
@@ -22,7 +23,7 @@ def block_backward(form, g, past, window, weights, kept, gradients):  # type: ig
 
     wide, wide_rows = np.empty((n_hidden, m), np.float32), np.empty((m, n_hidden), np.float32)
     _activate(form, hidden, wide)
-    turned(wide, wide_rows)
+    turned_vectors(wide, wide_rows)
     weight_back(g, wide_rows, d_down)
     _sum(g, d_down_bias)
     wide[:] = 0
@@ -30,14 +31,14 @@ def block_backward(form, g, past, window, weights, kept, gradients):  # type: ig
     _rectify_back(form, hidden, wide)
     _sum(wide, d_up_bias)
     gained(form, normed_2, gain_2, bias_2, read)
-    turned(read, rows)
+    turned_vectors(read, rows)
     weight_back(wide, rows, d_up)
     read[:] = 0
     through_back(up, wide, read)
     norm_back(form, read, normed_2, scale_2, gain_2, d_gain_2, d_bias_2, g, spare)
 
     found_rows, d_found = np.empty((m, len(found)), np.float32), np.zeros(found.shape, np.float32)
-    turned(found, found_rows)
+    turned_vectors(found, found_rows)
     weight_back(g, found_rows, d_out)
     through_back(out, g, d_found)
     d_heads = np.zeros(heads.shape, np.float32)
@@ -48,7 +49,7 @@ def block_backward(form, g, past, window, weights, kept, gradients):  # type: ig
         here = slice(head * form.d_head, (head + 1) * form.d_head)
         turn_back(form, d_heads[here], heads[here], window[1], window[2], size, head_scale[head], spare[0])
     gained(form, normed, gain, bias, read)
-    turned(read, rows)
+    turned_vectors(read, rows)
     weight_back(d_heads, rows, d_project)
     read[:] = 0
     through_back(project, d_heads, read)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livelm.compiled import added, called
+from livelm.models.ops.turning import turned
 
 
 class Form(NamedTuple):
@@ -39,10 +40,6 @@ KEY_EPS = 1e-6
 """Of the root mean square of queries and keys, as in `layers.rms_norm`."""
 
 
-TILE = 16
-"""Numbers of a cache line: what is turned over in squares of them touches each line once."""
-
-
 @called
 def to_columns(form, x, columns):  # type: ignore[no-untyped-def]
     """(B, T, D) to (D, M)."""
@@ -61,19 +58,6 @@ def from_columns(form, columns, x):  # type: ignore[no-untyped-def]
     for lane in range(form.n_lanes):
         start = lane * form.n_padded
         turned(columns[:, start : start + form.n_tokens], x[lane])
-
-
-@called
-def turned(columns, rows):  # type: ignore[no-untyped-def]
-    """(D, M) to (M, D): in the gradient of weights tokens are what is summed over."""
-    n_rows, n_columns = columns.shape
-    for left in range(0, n_columns, TILE):
-        right = min(left + TILE, n_columns)
-        for top in range(0, n_rows, TILE):
-            bottom = min(top + TILE, n_rows)
-            for column in range(left, right):
-                for row in range(top, bottom):
-                    rows[column, row] = columns[row, column]
 
 
 @called

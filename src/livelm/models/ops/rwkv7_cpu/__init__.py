@@ -13,7 +13,6 @@ The truth it is tested against is the torch code of `models.rwkv7`.
     maps      linear maps, and the token before
     states    the recurrence
     strips    formulas over vectors
-    turning   columns to rows
     places    where weights, states, and what backward wants to know, lie
 """
 

@@ -9,7 +9,7 @@ from livelm.models.ops.rwkv7_cpu.forward import HEAD_NORM_EPS, HeadNorm, mix_all
 from livelm.models.ops.rwkv7_cpu.maps import back_through, project_back, to_before
 from livelm.models.ops.rwkv7_cpu.states import SEGMENT, states_backward
 from livelm.models.ops.rwkv7_cpu.strips import strip
-from livelm.models.ops.rwkv7_cpu.turning import turned
+from livelm.models.ops.turning import turned_vectors
 
 _squared = strip(lambda x, c: [x[0] * x[0]])
 _times = strip(lambda x, c: [x[0] * x[1]])
@@ -164,13 +164,13 @@ def _read_back(form, g, weights, kept, gradients, parts, starts, spare):  # type
         here, scale = slice(head * n, (head + 1) * n), kept.scales[2 + head]
         ends = weights.head_gain[here], gradients.head_gain[here], gradients.head_bias[here]
         norm_back(HeadNorm(True, HEAD_NORM_EPS), g[here], kept.read[here], scale, *ends, d_columns[here], spare)
-    turned(d_columns, d_read)
+    turned_vectors(d_columns, d_read)
     d_rows, space = np.empty((6, m, d), np.float32), np.empty((SEGMENT + 3, n, n), np.float32)
     rows = kept.rows[0], kept.rows[1], kept.rows[2], kept.rows[3], kept.rows[4], kept.rows[5]
     taken_rows = d_rows[0], d_rows[1], d_rows[2], d_rows[3], d_rows[4], d_rows[5]
     states_backward(form, starts, rows, (kept.rows[6], kept.states), d_read, taken_rows, space)
     for i in range(6):
-        turned(d_rows[i], parts[i])
+        turned_vectors(d_rows[i], parts[i])
 
 
 @called

@@ -10,7 +10,7 @@ from livelm.models.ops.rwkv7 import LOWEST_LOG_DECAY
 from livelm.models.ops.rwkv7_cpu.maps import add_projected, from_before, project, through
 from livelm.models.ops.rwkv7_cpu.states import states_forward
 from livelm.models.ops.rwkv7_cpu.strips import strip
-from livelm.models.ops.rwkv7_cpu.turning import turned
+from livelm.models.ops.turning import turned_vectors
 
 LEAST = 1e-12
 """Added to the square of a removal key's length, as in `pointwise.unit`."""
@@ -87,7 +87,7 @@ def block_forward(form, stream, first, starts, past, weights, kept):  # type: ig
     of_heads, space = np.empty((m, d), np.float32), np.empty((form.d_head + 1, form.d_head), np.float32)
     states_forward(form, starts, rows, of_heads, (kept.rows[6], kept.states), state, state_after, space)
     columns = np.empty((d, m), np.float32)
-    turned(of_heads, columns)
+    turned_vectors(of_heads, columns)
     _gate(form, columns, weights, kept)
     add_projected(weights.output, columns, stream, np.empty((d, m), np.float32))
 
@@ -146,12 +146,12 @@ def _project(form, first, weights, kept):  # type: ignore[no-untyped-def]
         through(weights.v2, kept.of_v, kept.share)
     _bend(form, first, weights, kept, scaled)
     r, w, k, v, c, b = kept.rows[0], kept.rows[1], kept.rows[2], kept.rows[3], kept.rows[4], kept.rows[5]
-    turned(kept.r, r)
-    turned(kept.w, w)
-    turned(kept.k, k)
-    turned(kept.v, v)
-    turned(kept.removal, c)
-    turned(scaled, b)
+    turned_vectors(kept.r, r)
+    turned_vectors(kept.w, w)
+    turned_vectors(kept.k, k)
+    turned_vectors(kept.v, v)
+    turned_vectors(kept.removal, c)
+    turned_vectors(scaled, b)
     return r, w, k, v, c, b
 
 

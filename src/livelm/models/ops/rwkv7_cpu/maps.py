@@ -5,7 +5,7 @@ import numpy as np
 from livelm.compiled import called, returning
 from livelm.models.ops.few_tokens_cpu.backward import through_back, weight_back
 from livelm.models.ops.products import add_product
-from livelm.models.ops.rwkv7_cpu.turning import turned
+from livelm.models.ops.turning import turned_vectors
 
 
 @called
@@ -40,7 +40,7 @@ def through(weight, x, out):  # type: ignore[no-untyped-def]
 def project_back(weight, x, g, d_weight, dx):  # type: ignore[no-untyped-def]
     """From (N, M) g of what `project` made: (N, D) gradient of the weight, (D, M) of x."""
     rows = np.empty((x.shape[1], x.shape[0]), np.float32)
-    turned(x, rows)
+    turned_vectors(x, rows)
     weight_back(g, rows, d_weight)
     dx[:] = 0
     through_back(weight, g, dx)
@@ -51,7 +51,7 @@ def back_through(weight, x, g, d_weight, dx):  # type: ignore[no-untyped-def]
     """From (O, M) g of what `through` made: (I, O) gradient of the weight, (I, M) of x."""
     (d, n), m = weight.shape, x.shape[1]
     rows = np.empty((m, n), np.float32)
-    turned(g, rows)
+    turned_vectors(g, rows)
     weight_back(x, rows, d_weight)
     dx[:] = 0
     add_product((d, m, n), weight.ctypes.data, n, 1, g.ctypes.data, m, dx.ctypes.data, m)

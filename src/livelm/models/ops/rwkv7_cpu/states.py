@@ -22,7 +22,7 @@ from livelm.compiled import called
 from livelm.compiled.vectors import FLOAT, INT, LANES, Builder, Value, at, constant, llvm, load, loop, splat, store
 from livelm.models.ops.products import add_product
 from livelm.models.ops.rwkv7_cpu.strips import Vector
-from livelm.models.ops.rwkv7_cpu.turning import turned
+from livelm.models.ops.turning import turned_vectors
 
 SEGMENT = 16
 """Tokens between two states that are kept. 8, 16 or 32 take the same time."""
@@ -170,7 +170,7 @@ def states_forward(form, starts, rows, read, kept, before, after, space):  # typ
         for t in range(form.n_tokens, form.n_padded):
             read[lane * form.n_padded + t] = 0
         for head in range(form.n_heads):
-            turned(before[lane, head], matrix)
+            turned_vectors(before[lane, head], matrix)
             at_head = 4 * (lane * form.n_padded * d + head * n)
             from_u = u.ctypes.data + at_head
             for i in range(n):
@@ -197,7 +197,7 @@ def states_forward(form, starts, rows, read, kept, before, after, space):  # typ
                     b.ctypes.data + here,
                 )
                 _step(n, state, of, v.ctypes.data + here, u.ctypes.data + here, read.ctypes.data + here, to_u)
-            turned(matrix, after[lane, head])
+            turned_vectors(matrix, after[lane, head])
 
 
 @called
@@ -254,7 +254,7 @@ def states_backward(form, starts, rows, kept, d_read, d_rows, space):  # type: i
             for back in range(states.shape[1]):
                 first = (states.shape[1] - 1 - back) * SEGMENT
                 end = min(first + SEGMENT, form.n_tokens)
-                turned(states[lane, first // SEGMENT, head], passed[0])
+                turned_vectors(states[lane, first // SEGMENT, head], passed[0])
                 for t in range(first, end):
                     here = at_head + 4 * d * t
                     before = nothing if starts[lane, t] else passed[t - first]

@@ -4,8 +4,9 @@ import numpy as np
 
 from livelm.compiled import added, called, returning
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.few_tokens_cpu.parts import norm, norm_back, turned
+from livelm.models.ops.few_tokens_cpu.parts import norm, norm_back
 from livelm.models.ops.products import HIGH, add_product
+from livelm.models.ops.turning import turned
 from livelm.models.ops.worker_cpu.sigmoid import sigmoids
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from livelm.compiled import allocating, called
-from livelm.models.ops.few_tokens_cpu.parts import gained, norm, norm_back, turn, turn_back, turned
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm, norm_back, turn, turn_back
 from livelm.models.ops.ngram_rows import look_up, spread
+from livelm.models.ops.turning import turned
 from livelm.models.ops.worker_cpu.mixer import mixer_back, mixer_forward
 from livelm.models.ops.worker_cpu.places import (
     carried_of,

@@ -3,8 +3,9 @@
 import numpy as np
 
 from livelm.compiled import called, returning
-from livelm.models.ops.few_tokens_cpu.parts import gained, norm_back, turn_back, turned
+from livelm.models.ops.few_tokens_cpu.parts import gained, norm_back, turn_back
 from livelm.models.ops.products import add_product
+from livelm.models.ops.turning import turned
 from livelm.models.ops.worker_cpu.mixer import multiply, product_back, weight_back
 from livelm.models.ops.worker_cpu.work import put, take, wide_of
 

@@ -1,11 +1,11 @@
-"""Small transformers with something in every weight, and what they make of a few batches: to compare two ways."""
+"""Small models with something in every weight, and what they make of a few batches: to compare two ways."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from livelm.models.transformer import Transformer, TransformerConfig
+from livelm.models.transformer import Transformer
 from livelm.types import State
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,13 +15,18 @@ Learned = tuple[Tensor, State, dict[str, Tensor]]
 """Costs, state and gradients of a batch."""
 
 
-def build(options: dict[str, Any]) -> Transformer:
+def lively(kind: Any, options: dict[str, Any]) -> Any:
+    """A model of a kind, away from its silent start, so that all of it shows."""
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig.model_validate(options), N_VOCABULARY)
+    model = kind(kind.Config.model_validate(options), N_VOCABULARY)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model.to(DEVICE)
+
+
+def build(options: dict[str, Any]) -> Transformer:
+    return lively(Transformer, options)
 
 
 def read(n_tokens: int, n_batches: int, n_lanes: int = 1) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -31,7 +36,7 @@ def read(n_tokens: int, n_batches: int, n_lanes: int = 1) -> list[tuple[Tensor, 
     return [tuple(x.to(DEVICE) for x in row) for row in zip(tokens[::2], starts, tokens[1::2], strict=True)]  # type: ignore[misc]
 
 
-def learn(model: Transformer, batches: list[Any]) -> Learned:
+def learn(model: Any, batches: list[Any]) -> Learned:
     """Costs, state and gradients of the last batch; the ones before fill the window."""
     state = model.init_state(len(batches[0][0]))
     with torch.no_grad():
