@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -59,3 +60,17 @@ def check_learned_alike(found: Learned, wanted: Learned, tolerance: float) -> No
     for name, gradient in wanted_gradients.items():
         apart = float((gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-12))
         assert apart <= 2 * tolerance, (name, apart)
+
+
+def note(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[bool]:
+    """Of each call of owner.name from now on, whether it found a way."""
+    went: list[bool] = []
+    choose = getattr(owner, name)
+
+    def noted(*arguments: Any) -> Any:
+        found = choose(*arguments)
+        went.append(found is not None)
+        return found
+
+    monkeypatch.setattr(owner, name, noted)
+    return went

@@ -4,14 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.small_models import build, check_learned_alike, learn, read
-from torch import Tensor
+from tests.small_models import build, check_learned_alike, learn, note, read
 
 from livelm.compiled import in_torch
 from livelm.models.ops import few_tokens_cpu
 from livelm.models.ops.few_tokens_cpu import limits
 from livelm.models.transformer import Transformer
-from livelm.types import State
 
 if torch.cuda.is_available():
     pytest.skip("models are built on the card here", allow_module_level=True)
@@ -32,16 +30,7 @@ VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each pass that could be compiled, whether it was."""
-    went: list[bool] = []
-    plan_for = few_tokens_cpu.plan_for
-
-    def note(model: Transformer, tokens: Tensor, state: State) -> Any:
-        plan = plan_for(model, tokens, state)
-        went.append(plan is not None)
-        return plan
-
-    monkeypatch.setattr(few_tokens_cpu, "plan_for", note)
-    return went
+    return note(monkeypatch, few_tokens_cpu, "plan_for")
 
 
 @pytest.mark.parametrize("n_batches", [1, 2, 6])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.small_models import check_learned_alike, learn, lively, read
+from tests.small_models import check_learned_alike, learn, lively, note, read
 from torch import Tensor, nn
 
 from livelm.compiled import in_torch
@@ -27,16 +27,7 @@ def build(options: dict[str, Any]) -> Any:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each pass that could be compiled, whether it was."""
-    went: list[bool] = []
-    through = looped_compiled.through
-
-    def note(*arguments: Any) -> Any:
-        found = through(*arguments)
-        went.append(found is not None)
-        return found
-
-    monkeypatch.setattr(looped_compiled, "through", note)
-    return went
+    return note(monkeypatch, looped_compiled, "through")
 
 
 @pytest.mark.parametrize("n_batches", [1, 5])

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.small_models import check_learned_alike, learn, lively, read
-from torch import Tensor
+from tests.small_models import check_learned_alike, learn, lively, note, read
 
 from livelm.compiled import in_torch
 from livelm.models.ops import rwkv7_cpu
 from livelm.models.ops.rwkv7_cpu.states import WIDTHS
 from livelm.models.rwkv7 import RWKV7
-from livelm.types import State
 
 if torch.cuda.is_available():
     pytest.skip("batches are read on the card here", allow_module_level=True)
@@ -41,16 +39,7 @@ def build(options: dict[str, Any]) -> RWKV7:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each pass that could be compiled, whether it was."""
-    went: list[bool] = []
-    plan_for = rwkv7_cpu.plan_for
-
-    def note(model: RWKV7, tokens: Tensor, state: State) -> Any:
-        plan = plan_for(model, tokens, state)
-        went.append(plan is not None)
-        return plan
-
-    monkeypatch.setattr(rwkv7_cpu, "plan_for", note)
-    return went
+    return note(monkeypatch, rwkv7_cpu, "plan_for")
 
 
 @pytest.mark.parametrize("n_batches", [1, 3])

@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.small_models import N_VOCABULARY, check_learned_alike, learn, lively, read
-from torch import Tensor
+from tests.small_models import N_VOCABULARY, check_learned_alike, learn, lively, note, read
 
 from livelm.compiled import in_torch
 from livelm.models.ops import worker_cpu
 from livelm.models.worker import Worker
-from livelm.types import State
 
 if torch.cuda.is_available():
     pytest.skip("batches are read on the card here", allow_module_level=True)
@@ -32,16 +30,7 @@ VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each pass that could be compiled, whether it was."""
-    went: list[bool] = []
-    plan_for = worker_cpu.plan_for
-
-    def note(model: Worker, tokens: Tensor, state: State) -> Any:
-        plan = plan_for(model, tokens, state)
-        went.append(plan is not None)
-        return plan
-
-    monkeypatch.setattr(worker_cpu, "plan_for", note)
-    return went
+    return note(monkeypatch, worker_cpu, "plan_for")
 
 
 def build(options: dict[str, Any]) -> Any:
