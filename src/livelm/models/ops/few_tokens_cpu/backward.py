@@ -1,4 +1,4 @@
-"""A block backward, from what forward kept."""
+"""A block backward, in two halves, from what forward kept."""
 
 import numpy as np
 
@@ -15,32 +15,22 @@ def block_backward(form, g, past, window, weights, kept, gradients):  # type: ig
     `gradients` take those of all weights, in their order. `past`: all keys and values as forward left them; what was
     carried gets no gradient. The rest is as in `block_forward`.
     """
-    gain, bias, project, out, gain_2, bias_2, up, _, down, _ = weights
-    d_gain, d_bias, d_project, d_out, d_gain_2, d_bias_2, d_up, d_up_bias, d_down, d_down_bias = gradients
-    normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden = kept
-    (d, m), n_hidden = g.shape, form.hidden
+    feed_backward(form, g, g, weights[4:], kept[6:], gradients[4:])
+    attention_backward(form, g, g, past, window, weights[:4], kept[:6], gradients[:4])
+
+
+@returning
+def attention_backward(form, g, to, past, window, weights, kept, gradients):  # type: ignore[no-untyped-def]
+    """Add to (D, M) `to`, which may be g, what attention sends back for the gradient g of what it made."""
+    gain, bias, project, mix = weights
+    d_gain, d_bias, d_project, d_mix = gradients
+    normed, scale, heads, head_scale, probabilities, found = kept
+    d, m = g.shape
     read, rows, spare = np.empty((d, m), np.float32), np.empty((m, d), np.float32), np.empty((2, m), np.float32)
-
-    wide, wide_rows = np.empty((n_hidden, m), np.float32), np.empty((m, n_hidden), np.float32)
-    _activate(form, hidden, wide)
-    turned_vectors(wide, wide_rows)
-    weight_back(g, wide_rows, d_down)
-    _sum(g, d_down_bias)
-    wide[:] = 0
-    through_back(down, g, wide)
-    _rectify_back(form, hidden, wide)
-    _sum(wide, d_up_bias)
-    gained(form, normed_2, gain_2, bias_2, read)
-    turned_vectors(read, rows)
-    weight_back(wide, rows, d_up)
-    read[:] = 0
-    through_back(up, wide, read)
-    norm_back(form, read, normed_2, scale_2, gain_2, d_gain_2, d_bias_2, g, spare)
-
     found_rows, d_found = np.empty((m, len(found)), np.float32), np.zeros(found.shape, np.float32)
     turned_vectors(found, found_rows)
-    weight_back(g, found_rows, d_out)
-    through_back(out, g, d_found)
+    weight_back(g, found_rows, d_mix)
+    through_back(mix, g, d_found)
     d_heads = np.zeros(heads.shape, np.float32)
     ds, square = np.empty(probabilities.shape[2:], np.float32), np.zeros((form.n_tokens, form.n_padded), np.float32)
     _attend_back(form, heads, past, probabilities, d_found, d_heads, ds, square, spare[0])
@@ -53,7 +43,32 @@ def block_backward(form, g, past, window, weights, kept, gradients):  # type: ig
     weight_back(d_heads, rows, d_project)
     read[:] = 0
     through_back(project, d_heads, read)
-    norm_back(form, read, normed, scale, gain, d_gain, d_bias, g, spare)
+    norm_back(form, read, normed, scale, gain, d_gain, d_bias, to, spare)
+
+
+@returning
+def feed_backward(form, g, to, weights, kept, gradients):  # type: ignore[no-untyped-def]
+    """Add to (D, M) `to`, which may be g, what the feed-forward layer sends back for the gradient g of what it made."""
+    gain, bias, up, _, down, _ = weights
+    d_gain, d_bias, d_up, d_up_bias, d_down, d_down_bias = gradients
+    normed, scale, hidden = kept
+    (d, m), n_hidden = g.shape, form.hidden
+    read, rows, spare = np.empty((d, m), np.float32), np.empty((m, d), np.float32), np.empty((2, m), np.float32)
+    wide, wide_rows = np.empty((n_hidden, m), np.float32), np.empty((m, n_hidden), np.float32)
+    _activate(form, hidden, wide)
+    turned_vectors(wide, wide_rows)
+    weight_back(g, wide_rows, d_down)
+    _sum(g, d_down_bias)
+    wide[:] = 0
+    through_back(down, g, wide)
+    _rectify_back(form, hidden, wide)
+    _sum(wide, d_up_bias)
+    gained(form, normed, gain, bias, read)
+    turned_vectors(read, rows)
+    weight_back(wide, rows, d_up)
+    read[:] = 0
+    through_back(up, wide, read)
+    norm_back(form, read, normed, scale, gain, d_gain, d_bias, to, spare)
 
 
 @called

@@ -1,4 +1,4 @@
-"""A block forward: norm, projection, rotary positions, attention, output map; norm, feed-forward."""
+"""A block forward, in two halves: norm, projection, rotary positions, attention, output map; norm, feed-forward."""
 
 import numpy as np
 
@@ -13,35 +13,54 @@ from livelm.models.ops.softmax_columns import softmax_strip
 def block_forward(form, stream, past, window, weights, keys, values, kept):  # type: ignore[no-untyped-def]
     """What `transformer.Block` adds to the (D, M) stream; all keys and values (B, S, G, E), carried ones first.
 
-    `past`: carried keys and values (B, C, G, E). `window`: (B, S, P) what is added to scores, and (E/2, M) cosines and
-    sines. `weights`: gain, bias, projection, output map of attention; gain, bias, map, bias, map, bias of the rest.
-    `kept`, see `places.kept_of`, takes what `block_backward` wants to know.
+    `weights` and `kept`: those of both halves, which see; `kept` takes what `block_backward` wants to know.
     """
-    gain, bias, project, out, gain_2, bias_2, up, up_bias, down, down_bias = weights
-    normed, scale, heads, head_scale, probabilities, found, normed_2, scale_2, hidden = kept
+    # apart from the stream: added to it one by one, numbers far smaller would be rounded to its last places
+    found = np.empty(stream.shape, np.float32)
+    attention_forward(form, stream, past, window, weights[:4], keys, values, kept[:6], found)
+    add(found, stream)
+    feed_forward(form, stream, weights[4:], kept[6:], found)
+    add(found, stream)
+
+
+@returning
+def attention_forward(form, stream, past, window, weights, keys, values, kept, out):  # type: ignore[no-untyped-def]
+    """(D, M) `out`: what attention makes of the (D, M) stream.
+
+    `past`: carried keys and values (B, C, G, E). `window`: (B, S, P) what is added to scores, and (E/2, M) cosines and
+    sines. `weights`: gain, bias, projection, output map. `kept`: the first six of `places.kept_of`.
+    """
+    gain, bias, project, mix = weights
+    normed, scale, heads, head_scale, probabilities, found = kept
     d, m = stream.shape
-    read, active = np.empty((d, m), np.float32), np.empty(hidden.shape, np.float32)
     norm(form, stream, normed, scale)
-    gained(form, normed, gain, bias, read)
+    gained(form, normed, gain, bias, out)
     heads[:] = 0
-    add_product((len(heads), m, d), project.ctypes.data, d, 1, read.ctypes.data, m, heads.ctypes.data, m)
+    add_product((len(heads), m, d), project.ctypes.data, d, 1, out.ctypes.data, m, heads.ctypes.data, m)
     _turn_heads(form, heads, window, head_scale)
     _keep(form, heads, past, keys, values)
     found[:] = 0
     _attend(form, heads, keys, values, window[0], probabilities, found)
-    # apart from the stream: added to it one by one, numbers far smaller would be rounded to its last places
-    _begin(down_bias[:0], read)
-    add_product((d, m, len(found)), out.ctypes.data, len(found), 1, found.ctypes.data, m, read.ctypes.data, m)
-    _add(read, stream)
+    out[:] = 0
+    add_product((d, m, len(found)), mix.ctypes.data, len(found), 1, found.ctypes.data, m, out.ctypes.data, m)
 
-    norm(form, stream, normed_2, scale_2)
-    gained(form, normed_2, gain_2, bias_2, read)
+
+@returning
+def feed_forward(form, stream, weights, kept, out):  # type: ignore[no-untyped-def]
+    """(D, M) `out`: what the feed-forward layer makes of the (D, M) stream.
+
+    `weights`: gain, bias, map, bias, map, bias. `kept`: the last three of `places.kept_of`.
+    """
+    gain, bias, up, up_bias, down, down_bias = weights
+    normed, scale, hidden = kept
+    (d, m), active = stream.shape, np.empty(hidden.shape, np.float32)
+    norm(form, stream, normed, scale)
+    gained(form, normed, gain, bias, out)
     _begin(up_bias, hidden)
-    add_product((form.hidden, m, d), up.ctypes.data, d, 1, read.ctypes.data, m, hidden.ctypes.data, m)
+    add_product((form.hidden, m, d), up.ctypes.data, d, 1, out.ctypes.data, m, hidden.ctypes.data, m)
     _rectify(form, hidden, active)
-    _begin(down_bias, read)
-    add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, read.ctypes.data, m)
-    _add(read, stream)
+    _begin(down_bias, out)
+    add_product((d, m, form.hidden), down.ctypes.data, form.hidden, 1, active.ctypes.data, m, out.ctypes.data, m)
 
 
 @called
@@ -99,7 +118,8 @@ def _begin(bias, columns):  # type: ignore[no-untyped-def]
 
 
 @called
-def _add(columns, stream):  # type: ignore[no-untyped-def]
+def add(columns, stream):  # type: ignore[no-untyped-def]
+    """Add (D, M) columns to a stream."""
     for row in range(stream.shape[0]):
         for m in range(stream.shape[1]):
             stream[row, m] += columns[row, m]
