@@ -16,10 +16,10 @@ Learned = tuple[Tensor, State, dict[str, Tensor]]
 """Costs, state and gradients of a batch."""
 
 
-def lively(kind: Any, options: dict[str, Any]) -> Any:
+def lively(kind: Any, options: dict[str, Any], n_vocabulary: int = N_VOCABULARY) -> Any:
     """A model of a kind, away from its silent start, so that all of it shows."""
     torch.manual_seed(0)
-    model = kind(kind.Config.model_validate(options), N_VOCABULARY)
+    model = kind(kind.Config.model_validate(options), n_vocabulary)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -1,6 +1,7 @@
 """The bit model's fast paths equal their plain twins: reversible blocks, numbered patches, and the whole model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livelm.models.bit import CERTAIN, Bit
+from livelm.compiled import in_torch
+from livelm.models.bit import Bit
 from livelm.models.layers import rms_norm, rotate, rotation
 from livelm.models.ops.attention import additive, attention_reference
+from livelm.models.ops.begun_head import CERTAIN
 from livelm.models.ops.grid import ages
-from livelm.models.ops.patches import Layout, number_patches, number_patches_reference
+from livelm.models.ops.patches import Layout, begin_patches, number_patches, number_patches_reference
+from livelm.models.ops.patches_cpu import IDLE
 from livelm.models.ops.reversible import Coupling, reversible, reversible_reference
 
 LAYOUTS = [Layout(2, 8, False), Layout(2, 8, True), Layout(2, 1, False), Layout(3, 4, False), Layout(256, 1, False)]
@@ -97,29 +101,38 @@ def test_what_backward_needs_does_not_grow_with_depth() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("n_new", [1, 7, 63, 100])
-def test_numbered_patches_equal_their_reference(layout: Layout, n_new: int) -> None:
+@pytest.mark.parametrize("way", ["compiled", "torch"])
+def test_numbered_patches_equal_their_reference(layout: Layout, n_new: int, way: str) -> None:
     generator = torch.Generator().manual_seed(n_new)
     total = n_new + 40
     tokens = torch.randint(layout.n_digits, (3, total), generator=generator)
     starts = torch.rand(3, total, generator=generator) < 0.06
     tokens = tokens.masked_fill(starts, layout.n_digits)
     tokens[1, n_new // 2] = layout.n_digits  # a mark where no document starts
-    age, n_old = ages(starts, torch.zeros(3, dtype=torch.int64)), 40
-    recent = tokens[:, n_old - layout.n_symbols + 1 : n_old]
-    found = number_patches(tokens[:, n_old:], recent, age[:, n_old:], layout)
+    n_old, before = 40, begin_patches(3, layout)
+    with in_torch() if way == "torch" else nullcontext():
+        before = number_patches(tokens[:, :n_old], starts[:, :n_old], before, layout).after
+        found = number_patches(tokens[:, n_old:], starts[:, n_old:], before, layout)
+    age = ages(starts, torch.zeros(3, dtype=torch.int64))
+    document = (age == 0).cumsum(dim=1) - 1
     for lane in range(3):
         whole, nodes = number_patches_reference(tokens[lane].tolist(), starts[lane].tolist(), layout)
-        new = [(place - n_old, leaf) for place, leaf in whole if place >= n_old]
+        new = [(place, leaf) for place, leaf in whole if place >= n_old]
         n_here = int(found.n_whole[lane])
-        place = (found.place[lane, :n_here] - lane * n_new).tolist()
-        assert list(zip(place, found.leaf[lane, :n_here].tolist(), strict=True)) == new
-        assert (~found.idle[lane]).sum() == n_here
-        n_rows = found.place.shape[1] + 1
-        heard = [sum(p <= t for p, _ in new) for t in range(n_new)]
+        assert n_here == len(new)
+        assert found.leaf[lane, :n_here].tolist() == [leaf for _, leaf in new]
+        assert found.document[lane, :n_here].tolist() == [int(document[lane, place]) for place, _ in new]
+        assert found.position[lane, :n_here].tolist() == [int(age[lane, p]) // layout.n_symbols for p, _ in new]
+        assert (found.document[lane, n_here:] == IDLE).all()
+        n_rows = found.leaf.shape[1] + 1
+        heard = [sum(place <= t for place, _ in new) for t in range(n_old, total)]
         assert (found.heard[lane] - lane * n_rows).tolist() == heard
         known = torch.full((n_new,), -1) if found.parity is None else found.parity[lane]
         ours = torch.where(known >= 0, -1 - known, found.node[lane])
         assert ours.tolist() == nodes[n_old:]
+    assert torch.equal(found.after["age"], age[:, -1] + 1)
+    assert torch.equal(found.after["document"], document[:, -1])
+    assert torch.equal(found.after["recent"], tokens[:, total - layout.n_symbols + 1 :])
 
 
 def plain_forward(model: Bit, tokens: Tensor) -> Tensor:

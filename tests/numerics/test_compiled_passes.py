@@ -9,6 +9,7 @@ from tests.small_models import N_VOCABULARY, check_learned_alike, learn, lively,
 from torch import nn
 
 from livelm.compiled import in_torch
+from livelm.models.bit import Bit
 from livelm.models.looped import Looped
 from livelm.models.rwkv7 import RWKV7
 from livelm.models.transformer import Transformer
@@ -30,15 +31,18 @@ class Case:
     norm: str
 
     def build(self) -> Any:
-        return lively(self.kind, {"d_model": 64, "head_scale": 1.0} | self.options)
+        return lively(self.kind, {"d_model": 64} | self.options)
 
 
-ATTENTIVE: dict[str, Any] = {"n_heads": 4, "context": 40, "ngrams": [2, 3], "ngram_rows": 128}
+ATTENTIVE: dict[str, Any] = {"n_heads": 4, "context": 40, "ngrams": [2, 3], "ngram_rows": 128, "head_scale": 1.0}
+REVERSIBLE: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "context": 40}
 CASES = {
     "transformer": Case(Transformer, {"n_layers": 2} | ATTENTIVE, "embed", "mlp.up", "attention.project", "norm"),
     "worker": Case(Worker, {"n_layers": 2, "stride": 8} | ATTENTIVE, "embed", "up", "local.project", "norm"),
     "looped": Case(Looped, ATTENTIVE, "embed", "up", "attention.project", "norm"),
-    "rwkv7": Case(RWKV7, {"n_layers": 2, "d_head": 32}, "emb", "ffn.key", "att.output", "ln_out"),
+    "bit": Case(Bit, REVERSIBLE, "embed", "up", "project", "norm"),
+    "bit, stored": Case(Bit, REVERSIBLE | {"backward": "stored"}, "embed", "up", "project", "norm"),
+    "rwkv7": Case(RWKV7, {"n_layers": 2, "d_head": 32, "head_scale": 1.0}, "emb", "ffn.key", "att.output", "ln_out"),
 }
 every = pytest.mark.parametrize("name", CASES)
 

@@ -14,30 +14,29 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from livelm.compiled import compiles
 from livelm.config import Settings
 from livelm.errors import ConfigError
 from livelm.models.bit_growth import Enlarged, Step
 from livelm.models.layers import Rotation, linear, rms_norm, rotate, rotation, silent_linear
+from livelm.models.ops import bit_cpu
 from livelm.models.ops.attention import additive, attention, window_mask
-from livelm.models.ops.grid import ages, take
-from livelm.models.ops.head import nats_of
-from livelm.models.ops.patches import Layout, number_patches
+from livelm.models.ops.begun_head import logits_of, says
+from livelm.models.ops.grid import take
+from livelm.models.ops.patches import Layout, Patches, begin_patches, number_patches
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference
 from livelm.models.settings import Positive
 from livelm.types import Outline, State, Tokenizer
 
-CERTAIN = 30.0
-"""Logit of a symbol that is determined, over 0 for the others: what it costs, 1e-13 nats, is 0 in float32."""
 MAX_LEAVES = 1 << 17
 """Most numbers a patch may have; each has a row in a table."""
-EMPTY, IDLE = -1, -2
-"""Documents that rows without a patch belong to: of the cache, and of a batch."""
+EMPTY = -1
+"""Document that rows of the cache without a patch belong to."""
 
 
 class BitConfig(Settings):
@@ -182,14 +181,9 @@ class Bit(nn.Module):
     def init_state(self, n_lanes: int) -> State:
         """No patch yet: rows of the cache that belong to no document are never seen."""
         c, device, dtype = self.config, self.nodes.device, self.nodes.dtype
-        n_recent = self.layout.n_symbols - 1
-        state: State = {
-            "age": torch.zeros(n_lanes, dtype=torch.int64, device=device),
-            "recent": torch.zeros(n_lanes, n_recent, dtype=torch.int64, device=device),
-            "documents": torch.full((n_lanes, c.context - 1), EMPTY, dtype=torch.int64, device=device),
-            "document": torch.full((n_lanes,), EMPTY, dtype=torch.int64, device=device),
-            "heard": torch.zeros(n_lanes, c.d_model, device=device, dtype=dtype),
-        }
+        state: State = begin_patches(n_lanes, self.layout, device)
+        state["documents"] = torch.full((n_lanes, c.context - 1), EMPTY, dtype=torch.int64, device=device)
+        state["heard"] = torch.zeros(n_lanes, c.d_model, device=device, dtype=dtype)
         for i in range(c.n_layers):
             for name in ("keys", "values"):
                 shape = (n_lanes, c.context - 1, c.n_heads, c.d_head)
@@ -203,63 +197,48 @@ class Bit(nn.Module):
 
         Raises IndexError for an id outside the vocabulary.
         """
+        rows, patches, after = self.hidden(tokens, starts, state)
+        return logits_of(rows, self.nodes, patches), after
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State
+    ) -> tuple[Float[Tensor, "B R D"], Patches, State]:
+        """What is known after each whole patch, the carried one first; the patches; and the state after the last."""
         if tokens.min() < 0 or tokens.max() >= self.n_vocabulary:
             raise IndexError(f"token ids from {tokens.min()} to {tokens.max()}; there are {self.n_vocabulary}")
-        age = ages(starts, state["age"])
-        patches = number_patches(tokens, state["recent"], age, self.layout)
-        document = state["document"][:, None] + (age == 0).cumsum(dim=1)
-        after = dict(state) | {"age": age[:, -1] + 1, "document": document[:, -1].clone()}
-        after["recent"] = torch.cat([state["recent"], tokens], dim=1)[:, tokens.shape[1] :].clone()
-        heard = state["heard"][:, None]
-        if patches.place.shape[1]:
-            places = patches.place.flatten()
-            own = document.flatten()[places].view_as(patches.place).masked_fill(patches.idle, IDLE)
-            position = age.flatten()[places].view_as(patches.place) // self.layout.n_symbols
-            made, kept = self.trunk(patches.leaf, own, position, patches.n_whole, state)
-            heard = torch.cat([heard, made], dim=1)
-            after |= kept
-        heard = take(heard, patches.heard)
-        after["heard"] = heard[:, -1].detach().clone()
-        logits = self.predict(heard, patches.node)
-        if patches.parity is not None:
-            known = patches.parity[..., None]
-            is_it = torch.arange(self.n_vocabulary, device=known.device) == known
-            logits = torch.where(known >= 0, CERTAIN * is_it, logits)
-        return logits, after
+        patches = number_patches(tokens, starts, state, self.layout)
+        after = dict(state) | patches.after
+        if not patches.leaf.shape[1]:
+            return state["heard"][:, None], patches, after
+        plan = bit_cpu.plan_for(self, patches.leaf, state) if compiles() else None
+        rows, kept = self.trunk(patches, state) if plan is None else bit_cpu.trunk(self, plan, patches, state)
+        last = take(rows.detach(), patches.heard[:, -1:])[:, 0]
+        return rows, patches, after | kept | {"heard": last}
 
-    def trunk(
-        self,
-        leaf: Int[Tensor, "B W"],
-        document: Int[Tensor, "B W"],
-        position: Int[Tensor, "B W"],
-        n_whole: Int[Tensor, " B"],
-        state: State,
-    ) -> tuple[Float[Tensor, "B W D"], State]:
-        """What is known after each new patch, and the cache after the last."""
-        c, n_kept = self.config, self.config.context - 1
+    def is_compiled(self, tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], state: State) -> bool:
+        """Whether `hidden` of these goes through compiled functions, were they used: see `ops.bit_cpu`."""
+        patches = number_patches(tokens, starts, state, self.layout)
+        return bit_cpu.plan_for(self, patches.leaf, state) is not None
+
+    def trunk(self, patches: Patches, state: State) -> tuple[Float[Tensor, "B R D"], State]:
+        """What is known after each whole patch, the carried one first, and the cache after the last."""
+        c, n_kept, leaf = self.config, self.config.context - 1, patches.leaf
         kept = state["documents"]
         x = self.embed(leaf)
-        bias = additive(window_mask(document, kept, c.context)).to(x.dtype)
-        cos, sin = rotation(position.flatten(), 1, c.d_head)
+        bias = additive(window_mask(patches.document, kept, c.context)).to(x.dtype)
+        cos, sin = rotation(patches.position.flatten(), 1, c.d_head)
         shape = (*leaf.shape, 1, c.d_head)
         angles = cos.view(shape).to(x.dtype), sin.view(shape).to(x.dtype)
         lane = torch.arange(len(leaf), device=leaf.device)[:, None] * (n_kept + leaf.shape[1])
-        newest = lane + n_whole[:, None] + torch.arange(n_kept, device=leaf.device)
+        newest = lane + patches.n_whole[:, None] + torch.arange(n_kept, device=leaf.device)
         reading = Reading(bias, angles, newest)
         blocks: Sequence[Any] = list(self.blocks)
         couplings = [b.coupling(state[f"keys.{i}"], state[f"values.{i}"], reading) for i, b in enumerate(blocks)]
         x1, x2, seen = STACKS[c.backward](x, x, couplings)
-        after = {"documents": take(torch.cat([kept, document], dim=1), newest)}
+        after = {"documents": take(torch.cat([kept, patches.document], dim=1), newest)}
         for i, (keys, values) in enumerate(seen):
             after |= {f"keys.{i}": keys, f"values.{i}": values}
-        return self.norm(x1 + x2), after
-
-    def predict(self, heard: Float[Tensor, "B T D"], node: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Logits of the next symbol of a begun patch."""
-        if len(self.nodes) == 1:
-            return F.linear(heard, self.nodes[0])
-        rows = F.embedding(node, self.nodes.flatten(1)).unflatten(-1, (-1, heard.shape[-1]))
-        return torch.einsum("btd,btvd->btv", heard, rows)
+        return torch.cat([state["heard"][:, None], self.norm(x1 + x2)], dim=1), after
 
     def nats(
         self,
@@ -269,8 +248,19 @@ class Bit(nn.Module):
         state: State,
     ) -> tuple[Float[Tensor, "B T"], State]:
         """-ln p(target) of the token after each position, in float32, and the state after the last one."""
-        logits, state = self.forward(tokens, starts, state)
-        return nats_of(logits, targets), state
+        nats, _, state = self.told(tokens, starts, targets, state)
+        return nats, state
+
+    def told(
+        self,
+        tokens: Int[Tensor, "B T"],
+        starts: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        state: State,
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T V"], State]:
+        """What `nats` says, with the log probabilities of all symbols between, which are not to be differentiated."""
+        rows, patches, state = self.hidden(tokens, starts, state)
+        return *says(rows, self.nodes, patches, targets), state
 
     def flops_per_token(self) -> int:
         """Twice the multiply-adds of the matrix products of one token's forward pass, with a full cache.

@@ -12,6 +12,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from livelm.compiled import compiles
+from livelm.models.ops import patches_cpu
+from livelm.models.ops.grid import ages
+from livelm.models.ops.patches_cpu import IDLE
+from livelm.types import State
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -61,28 +67,44 @@ class Layout:
 class Patches:
     """The T new tokens of B lanes. At most W patches are completed in a lane; lanes with fewer have idle rows."""
 
-    place: Int[Tensor, "B W"]
-    """The completing token of each patch, among the tokens of all lanes laid end to end; an idle row has place 0."""
-    idle: Bool[Tensor, "B W"]
-    n_whole: Int[Tensor, " B"]
-    """Patches completed in each lane."""
+    document: Int[Tensor, "B W"]
+    """The number of each patch's document; IDLE for an idle row, whose other numbers mean nothing."""
+    position: Int[Tensor, "B W"]
+    """Patches before it in its document."""
     leaf: Int[Tensor, "B W"]
     """The number of each of these patches."""
+    n_whole: Int[Tensor, " B"]
+    """Patches completed in each lane."""
     heard: Int[Tensor, "B T"]
     """The newest whole patch at each token, among the W + 1 of all lanes laid end to end: first the carried one."""
     node: Int[Tensor, "B T"]
     """The number of what was read after that patch; 0 where parity comes next."""
     parity: Int[Tensor, "B T"] | None
     """The parity symbol where it comes next, -1 elsewhere; None where patches have none."""
+    after: State
+    """What `number_patches` wants to know before the next tokens."""
 
 
-def number_patches(
-    tokens: Int[Tensor, "B T"], recent: Int[Tensor, "B R"], age: Int[Tensor, "B T"], layout: Layout
-) -> Patches:
-    """Find and number the patches; `recent` are the R = n_symbols - 1 tokens before, `age` counts within documents."""
-    read = torch.where(age == 0, layout.n_symbols, age % layout.n_symbols)
+def begin_patches(n_lanes: int, layout: Layout, device: torch.device | None = None) -> State:
+    """What there is before the first token: its age, the tokens before it, and the number of the last document."""
+    return {
+        "age": torch.zeros(n_lanes, dtype=torch.int64, device=device),
+        "recent": torch.zeros(n_lanes, layout.n_symbols - 1, dtype=torch.int64, device=device),
+        "document": torch.full((n_lanes,), -1, dtype=torch.int64, device=device),
+    }
+
+
+def number_patches(tokens: Int[Tensor, "B T"], starts: Bool[Tensor, "B T"], before: State, layout: Layout) -> Patches:
+    """Find and number the patches. `before`: see `begin_patches`."""
+    if compiles() and patches_cpu.fit(tokens, starts, before):
+        return Patches(*patches_cpu.number(tokens, starts, before, layout))
+    n = layout.n_symbols
+    age = ages(starts, before["age"])
+    document = before["document"][:, None] + (age == 0).cumsum(dim=1)
+    read = torch.where(age == 0, n, age % n)
     taps = layout.taps().to(tokens.device)[read]
-    window = torch.cat([recent, tokens], dim=1).unfold(1, layout.n_symbols, 1).flip(-1)
+    all_tokens = torch.cat([before["recent"], tokens], dim=1)
+    window = all_tokens.unfold(1, n, 1).flip(-1)
     number = (window * taps).sum(dim=-1)
     strange = ((window == layout.n_digits) & (taps > 0)).any(dim=-1)
     whole = (read == 0) | (age == 0)
@@ -104,7 +126,10 @@ def number_patches(
         parity = torch.where(comes_next, (window * (taps > 0)).sum(dim=-1) % 2, -1)
     lane = torch.arange(len(tokens), device=tokens.device)[:, None]
     idle = torch.arange(n_rows, device=tokens.device) >= n_whole[:, None]
-    return Patches(place + lane * tokens.shape[1], idle, n_whole, leaf, rank + lane * (n_rows + 1), node, parity)
+    own, position = document.gather(1, place).masked_fill(idle, IDLE), age.gather(1, place) // n
+    after: State = {"age": age[:, -1] + 1, "document": document[:, -1].clone()}
+    after["recent"] = all_tokens[:, tokens.shape[1] :].clone()
+    return Patches(own, position, leaf, n_whole, rank + lane * (n_rows + 1), node, parity, after)
 
 
 def number_patches_reference(
