@@ -1,6 +1,7 @@
 """The bit model: bytes cut in the middle, options alive, and growth that changes no prediction."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_chunks_that_cut_a_byte_do_not_matter(sizes: list[int], parity: bool) ->
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
     for name in end:
         torch.testing.assert_close(state[name], end[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_begins_at_random_is_sure_of_nothing_and_teaches_the_trunk_at_once() -> None:
+    tokens, starts = bits_of(401)
+    for scale, moved in ((0.0, False), (1.0, True)):
+        torch.manual_seed(0)
+        model = Bit(Bit.Config.model_validate(SMALL | {"head_scale": scale}), 3)
+        nats, _ = model.nats(tokens[:, :-1], starts[:, :-1], tokens[:, 1:], model.init_state(2))
+        assert nats.mean().item() == pytest.approx(math.log(3) + scale**2 / 3, abs=0.2)
+        nats.mean().backward()
+        assert bool(model.blocks[-1].down.weight.grad.any()) == moved  # type: ignore[union-attr]
 
 
 TURNED = [{"d_ff": 24}, {"context": 2}, {"n_heads": 4}, {"n_layers": 1}, {"patch": 4}, {"parity": True}]

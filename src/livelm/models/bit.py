@@ -30,7 +30,7 @@ from livelm.models.ops.grid import take
 from livelm.models.ops.patches import Layout, Patches, begin_patches, number_patches
 from livelm.models.ops.pointwise import squared_relu
 from livelm.models.ops.reversible import Coupling, Seen, reversible, reversible_reference
-from livelm.models.settings import Positive
+from livelm.models.settings import HeadScale, Positive
 from livelm.types import Outline, State, Tokenizer
 
 MAX_LEAVES = 1 << 17
@@ -55,6 +55,7 @@ class BitConfig(Settings):
     """Tokens that the trunk reads as one; by default 8 where the alphabet is bits (tokenizer `bits`), else 1."""
     parity: bool = False
     """Whether a patch ends with a parity bit (`tokenizer.parity = "even"`): it is known, so it costs nothing."""
+    head_scale: HeadScale = 0.0
     backward: Literal["inverse", "stored"] = "inverse"
     """`inverse`: activations are computed again, memory does not grow with depth. `stored`: they are kept; faster."""
 
@@ -153,7 +154,8 @@ class Bit(nn.Module):
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
         # a patch of one symbol never is begun and not whole, so there is no second row
         n_nodes = layout.n_inner + (layout.n_data > 1)
-        self.nodes = nn.Parameter(torch.zeros(n_nodes, n_vocabulary, config.d_model))
+        self.nodes = nn.Parameter(torch.empty(n_nodes, n_vocabulary, config.d_model))
+        nn.init.normal_(self.nodes, std=config.head_scale * config.d_model**-0.5)
         # The newest whole patch ends up to n - 1 tokens back and began n - 1 before that; each layer looks back
         # context - 1 patches from what the layer below could see.
         n = layout.n_symbols
