@@ -17,6 +17,7 @@ from livelm.compare.arms import make_arms, unknown_settings
 from livelm.compare.contest import Contest
 from livelm.compare.rules import Equal, Rules, parse_rates
 from livelm.compare.seeds import contest_json, contest_table
+from livelm.compiled import tell_compiling
 from livelm.config import load_recipe, parse_budget, validate
 from livelm.doctor import examine
 from livelm.errors import ConfigError, LivelmError, StorageError
@@ -36,7 +37,7 @@ from livelm.sources import absolute, open_publisher, open_sources
 from livelm.telemetry.fold import Fold, fold_journal
 from livelm.telemetry.graded import MAX_BYTES
 from livelm.telemetry.progress import CrawlJson, CrawlLines, CrawlScreen
-from livelm.telemetry.terminal import JsonView, LiveView, PlainView
+from livelm.telemetry.terminal import JsonView, LiveView, PlainView, say_compiling
 from livelm.watch.run import open_watch, run_watch
 from livelm.watch.settings import WatchSettings
 from livelm.watch.show import JsonView as WatchJson
@@ -314,6 +315,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; expected failures become one line and an exit code."""
+    tell_compiling(say_compiling)
     try:
         app()
     except LivelmError as error:

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from livelm.compiled import tell_compiling
 from livelm.config import Recipe, validate
 from livelm.errors import LivelmError
 from livelm.evaluate.baselines import Baselines
 from livelm.run import run_session, start
 from livelm.session import Session, Stop
+from livelm.telemetry.terminal import say_compiling
 
 
 class Dropped(LivelmError):
@@ -118,6 +120,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the leader too, which stops all alike
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else can get between the answers
+    tell_compiling(say_compiling)
     leader = Leader(sys.stdin.buffer, answers)
     first = json.loads(sys.stdin.buffer.readline())
     try:

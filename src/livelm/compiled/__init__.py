@@ -8,9 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 
 _jit: Any = numba.njit  # its stubs do not know all its options
+
+
+def _nobody(folder: Path | None) -> None:
+    """Hears nothing."""
+
+
+_listener: Callable[[Path | None], None] = _nobody
+
+
+def tell_compiling(listener: Callable[[Path | None], None]) -> None:
+    """Have `listener` called once, before the first function that must be compiled: that takes seconds to a minute.
+
+    It is told the folder where the machine code is kept; None if there is none, so that every process compiles.
+    """
+    global _listener
+    _listener = listener
+
+
+def _tell(folder: Path | None) -> None:
+    global _listener
+    listener, _listener = _listener, _nobody
+    listener(folder)
 
 
 class _PackageCache(FunctionCache):
@@ -26,10 +48,25 @@ class _PackageCache(FunctionCache):
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), self._sources)
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The machine code that was kept; where there is none, numba compiles next, which is told."""
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _tell(Path(self.cache_path))
+        return found
+
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep machine code, or do without where the disk is full or has become read-only."""
         with suppress(OSError):
             super().save_overload(sig, data)
+
+
+class _NoCache(NullCache):
+    """Keeps nothing, for want of a folder."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        """There is nothing, so numba compiles next."""
+        _tell(None)
 
 
 @cache
@@ -81,7 +118,7 @@ def _kept(function: Callable[..., Any], **options: Any) -> Any:
     try:
         dispatcher._cache = _PackageCache(function)
     except RuntimeError:  # numba found no folder that it may write to
-        return dispatcher
+        dispatcher._cache = _NoCache()
     return dispatcher
 
 

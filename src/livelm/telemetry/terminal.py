@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -137,6 +138,15 @@ class JsonView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._out.flush()
+
+
+def say_compiling(folder: Path | None) -> None:
+    """Say on the error stream why nothing happens yet; `folder` keeps what is compiled, None: nothing does."""
+    often = "once for each version of livelm and numba"
+    if folder is None:
+        often = "every time, as no folder for it can be written to; NUMBA_CACHE_DIR may name one"
+    if sys.stderr is not None:  # closed by whoever began this process
+        _say(sys.stderr, f"livelm: compiling for this processor, which may take a minute; {often}")
 
 
 def status_line(fold: Fold) -> str:
