@@ -71,11 +71,11 @@ def test_every_command_says_it_on_the_error_stream(
 
 @pytest.mark.slow
 def test_a_first_run_says_it_and_a_second_does_not(tmp_path: Path, livelm_command: Any) -> None:
-    """By torch but for the optimizer, which compiles in seconds."""
+    """By torch but for head and optimizer, which compile in seconds."""
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("some text to learn from\n" * 50)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
-    by_torch = ["--set", "model.name=bit", "--for", "300B"]
+    by_torch = ["--set", "model.gate=true", "--for", "300B"]
     first = livelm_command("run", text, "--out", run, "--json", *livelm_command.tiny, *by_torch, env=environment)
     assert first.stderr.count("livelm: compiling") == 1
     assert all(json.loads(line) for line in first.stdout.splitlines())
