@@ -121,8 +121,11 @@ def _backward(g, rows, weight, targets, log_columns, d_rows, d_weight):  # type:
     """
     (n, d), (n_symbols, m) = rows.shape, log_columns.shape
     columns, by, d_logits = np.zeros((d, m), np.float32), np.zeros(m, np.float32), np.empty((n_symbols, m), np.float32)
-    by[:n] = g
-    d_logits[:] = log_columns
+    for t in range(n):  # an array given to a slice would have numba compile what it says of wrong shapes, for seconds
+        by[t] = g[t]
+    for symbol in range(n_symbols):
+        for t in range(m):
+            d_logits[symbol, t] = log_columns[symbol, t]
     here = d_logits.ctypes.data
     for t in range(0, m, LANES):
         exponential_strip(here + 4 * t, m, n_symbols)

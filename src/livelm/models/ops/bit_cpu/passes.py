@@ -33,7 +33,7 @@ def pass_forward(form, read, frequencies, ends, at, rows, buffer, streams):  # t
             for i in range(form.d_model):
                 rows[lane, t + 1, i] = embedding[leaves[lane, t], i]
     to_columns(form, rows[:, 1:], first)
-    second[:] = first
+    to_columns(form, rows[:, 1:], second)
     window = window_of(form, buffer)
     see(form, documents, window[0])
     _turns(form, positions, frequencies, window[1], window[2])
@@ -48,7 +48,8 @@ def pass_forward(form, read, frequencies, ends, at, rows, buffer, streams):  # t
         feed_forward(form, first, weights[4:], kept[6:], found)
         add(found, second)
     normed, scale = last_norm_of(form, buffer)
-    found[:] = first
+    found[:] = 0
+    add(first, found)
     add(second, found)
     norm(form, found, normed, scale)
     gained(form, normed, gain, gain, found)
@@ -65,11 +66,12 @@ def pass_backward(form, d_rows, leaves, gain, at, buffer, streams, d_ends):  # t
     """
     (weights_at, gradients_at, seen_at), (d_embedding, d_gain) = at, d_ends
     d, m = streams.shape[1:]
-    g, g1, spare = np.empty((d, m), np.float32), np.zeros((d, m), np.float32), np.empty((2, m), np.float32)
+    g, spare = np.empty((d, m), np.float32), np.empty((2, m), np.float32)
+    g1, g2 = np.zeros((d, m), np.float32), np.zeros((d, m), np.float32)
     to_columns(form, d_rows[:, 1:], g)
     normed, scale = last_norm_of(form, buffer)
     norm_back(form, g, normed, scale, gain, d_gain, d_gain, g1, spare)
-    g2 = g1.copy()
+    add(g1, g2)
     window = window_of(form, buffer)
     n_keys, again = form.n_carried + form.n_tokens, not form.n_layers
     memory = np.empty(kept_size(form) if again else 0, np.float32)
