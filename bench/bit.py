@@ -39,7 +39,7 @@ TURNS, UPDATES = 12, 4
 
 def equal_arms() -> dict[str, list[str]]:
     """The recipe, the same trunk over bytes with a softmax over 256, and `transformer` of the same sizes."""
-    sizes = ["model.d_model=128", "model.n_layers=4", "model.n_heads=4", "model.context=256"]
+    sizes = ["model.d_model=128", "model.n_layers=4", "model.n_heads=4", "model.context=256", "model.head_scale=1.0"]
     return {
         "bit": [],
         "bit, inverse": ['model.backward="inverse"'],
