@@ -8,6 +8,7 @@ large goes block by block, from copies: lines that lie far apart throw each othe
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -44,6 +45,8 @@ def add_product(shape, a, a_row, a_step, b, b_row, c, c_row):  # type: ignore[no
     a[i, k] is the number at a + 4 (i a_row + k a_step) bytes; rows of b and c lie b_row and c_row numbers apart.
     """
     n_rows, n_columns, n = shape
+    # not as constants, for each of which numba would compile all that follows anew
+    a_row, a_step, b_row, c_row = np.int64(a_row), np.int64(a_step), np.int64(b_row), np.int64(c_row)
     if n_rows * n_columns * n < LARGE:
         _add_small(shape, a, a_row, a_step, b, b_row, c, c_row)
         return
@@ -100,6 +103,7 @@ def _tile(n_vectors: int) -> Any:
         """Rows; addresses of a, b and c, distances between their rows and steps in numbers, and n >= 1 steps."""
 
         def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+            builder.function.attributes.add("noinline")  # it is long, and nothing is gained by a copy in each caller
             for n_rows in (2 * HIGH // n_vectors, 4, 2, 1):
                 with builder.if_then(builder.icmp_signed("==", arguments[0], INT(n_rows))):
                     _multiply(builder, n_rows, n_vectors, arguments[1:])
