@@ -5,7 +5,7 @@ import pytest
 
 from livelm.compiled import compiled
 from livelm.compiled.vectors import LANES
-from livelm.models.ops.products import HIGH, add_product
+from livelm.models.ops.products import HIGH, LARGE, SIDE, add_product
 from livelm.models.ops.softmax_columns import softmax_strip
 
 
@@ -25,7 +25,7 @@ def softmax(x):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("n", [1, 48, 100])
 @pytest.mark.parametrize("n_columns", [LANES, 2 * LANES, 3 * LANES, 8 * LANES])
-@pytest.mark.parametrize("n_rows", [1, HIGH - 1, HIGH, 2 * HIGH + 3, 64])
+@pytest.mark.parametrize("n_rows", [1, HIGH - 1, HIGH, HIGH + 2, 2 * HIGH + 3, 64])
 def test_products(n_rows: int, n_columns: int, n: int, turned: bool) -> None:
     random = np.random.default_rng(n_rows)
     a, b, c = (
@@ -35,6 +35,37 @@ def test_products(n_rows: int, n_columns: int, n: int, turned: bool) -> None:
     stored = np.ascontiguousarray(a.T) if turned else a
     multiplied((n_rows, n_columns, n), stored, *((1, n_rows) if turned else (n, 1)), b, c)
     np.testing.assert_allclose(c, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4 * SIDE, SIDE, 4 * SIDE),
+        (4 * SIDE, 4 * SIDE, SIDE + 1),
+        (4 * SIDE + 5, 4 * SIDE + LANES, 4 * SIDE - 3),
+        (SIDE - 1, SIDE + LANES, LARGE // SIDE**2 + 99),
+        (1, 2 * LANES, LARGE // (2 * LANES)),
+    ],
+)
+def test_going_by_blocks_changes_no_bit(shape: tuple[int, int, int], turned: bool) -> None:
+    n_rows, n_columns, n = shape
+    random = np.random.default_rng(0)
+    a, b, whole = (
+        random.standard_normal(size).astype(np.float32) for size in ((n_rows, n), (n, n_columns), (n_rows, n_columns))
+    )
+    stored = np.ascontiguousarray(a.T) if turned else a
+    a_row, a_step = (1, n_rows) if turned else (n, 1)
+    parts, again, wanted = whole.copy(), whole.copy(), whole + a.astype(np.float64) @ b
+    multiplied(shape, stored, a_row, a_step, b, whole)
+    multiplied(shape, stored, a_row, a_step, b, again)
+    np.testing.assert_allclose(whole, wanted, atol=2e-6 * n)
+    assert np.array_equal(whole, again)
+    some = (LARGE - 1) // (n_rows * n_columns)  # so few steps at a time that nothing is large
+    for k in range(0, n, some):
+        here = stored[k:] if turned else stored[:, k:]
+        multiplied((n_rows, n_columns, min(some, n - k)), here, a_row, a_step, b[k:], parts)
+    assert np.array_equal(whole, parts)
 
 
 def test_parts_of_matrices_leave_the_rest_alone() -> None:

@@ -6,13 +6,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from livelm.compiled.vectors import LANES
 from livelm.types import State
 
 MOST_TOKENS = 256
 """Of a lane."""
-MOST_WORK = 1 << 23
+MOST_WORK = 1 << (23 if LANES == 16 else 24)
 """Tokens of all lanes times D^2 times torch's threads, above which torch has enough to do in each of its operations.
-Measured on one core, D of 64 to 512, there and back: below 1.2 to 2.8 times as fast as torch, above 0.8 to 1.1."""
+Measured on one core, there and back, D of 64 to 512. With vectors of 16 numbers: below 1.2 to 2.8 times as fast as
+torch, above 0.8 to 1.1 (before large products went by blocks). With 8 (Zen 3), 16 to 256 tokens: 2.5 to 1.3 times as
+fast at D = 64, 2.0 to 1.1 at 128, 1.6 to 1.03 at 256, and at 512 1.6 to 1.2 up to 64 tokens, 0.85 for 256."""
 
 
 def few(tokens: Int[Tensor, "B T"], d_model: int) -> bool:

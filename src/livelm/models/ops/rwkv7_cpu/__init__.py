@@ -35,9 +35,10 @@ __all__ = ["hidden", "plan_for"]
 
 MOST_TOKENS = 1024
 """Of a lane: as many as were measured, 2.5 times as fast as torch at D = 64."""
-MOST_WORK = 1 << 24
+MOST_WORK = 1 << (24 if LANES == 16 else 26)
 """Tokens of all lanes times D^2 times torch's threads, from where on torch has enough to do in each of its operations.
-Whole updates on one core: 4 times as fast as torch at D = 64, 1.6 at 256, 1.05 at 512, of 64 tokens each."""
+Whole updates on one core, of 64 tokens each: 4 times as fast as torch at D = 64, 1.6 at 256, 1.05 at 512 with vectors
+of 16 numbers; 3.6, 1.9 and 1.5 with 8 (Zen 3), and of 256 tokens 2.4, 1.5 and 1.14."""
 N_ENDS = 5
 
 

@@ -35,12 +35,13 @@ from livelm.types import State
 
 __all__ = ["hidden", "plan_for"]
 
-MOST_WIDTH, MOST_TOKENS = 384, 1024
+MOST_WIDTH, MOST_TOKENS = 384 if LANES == 16 else 512, 1024
 """Of the stream, and of all lanes."""
 MOST_WORK = 1 << 26
 """Tokens times D^2 times torch's threads, from where on torch has enough to do in each of its operations. Whole updates
 on one core, 48 to 1024 tokens: 4.0 to 1.6 times as fast as by torch at D = 64, 2.6 to 1.5 at 128, 1.4 to 1.3 at 256,
-1.1 at 384; no faster at 512, where reading and writing the weights takes the time."""
+1.1 at 384; no faster at 512, where reading and writing the weights takes the time. With vectors of 8 numbers (Zen 3),
+16 to 256 tokens: 6.8 to 3.2 at D = 64, 1.75 to 1.4 at 256, 1.6 to 1.3 at 512."""
 MOST_SCORES = 1 << 20
 """Of all workers and heads of a block; beyond they leave the cache, which torch's attention does not let them."""
 
