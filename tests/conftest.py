@@ -48,7 +48,7 @@ class Command:
 
     def __call__(self, *arguments: Any, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "livelm", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, **options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=290, check=False, **options)
         assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 
